@@ -1,0 +1,122 @@
+// The C ABI on the CPU: checks what only the core can see, then calls the kernels of the instruction set in use.
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+
+#include "kernels.h"
+
+namespace nsk {
+
+#define NSK_DECLARE(isa) \
+  namespace isa {        \
+  extern const Kernels kernels; \
+  }
+NSK_DECLARE(portable)
+#if defined(NSK_X86)
+NSK_DECLARE(avx2)
+NSK_DECLARE(avx512)
+NSK_DECLARE(avx512_bf16)
+#endif
+#undef NSK_DECLARE
+
+namespace {
+
+struct Choice {
+  const Kernels* kernels;
+  bool (*usable)();
+};
+
+// Best first.
+const Choice choices[] = {
+#if defined(NSK_X86)
+    {&avx512_bf16::kernels,
+     [] {
+       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+              __builtin_cpu_supports("avx512bf16");
+     }},
+    {&avx512::kernels,
+     [] {
+       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+     }},
+    {&avx2::kernels,
+     [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"); }},
+#endif
+    {&portable::kernels, [] { return true; }},
+};
+
+const Kernels* find(const char* name) {
+  for (const Choice& c : choices)
+    if (c.usable() && (!name || !std::strcmp(c.kernels->name, name))) return c.kernels;
+  return nullptr;
+}
+
+std::atomic<const Kernels*> current{nullptr};
+
+const Kernels& kernels() {
+  const Kernels* k = current.load(std::memory_order_acquire);
+  if (!k) {
+    const char* wish = std::getenv("NSK_CPU_ISA");
+    k = wish && *wish ? find(wish) : nullptr;
+    if (!k) k = find(nullptr);
+    current.store(k, std::memory_order_release);
+  }
+  return *k;
+}
+
+bool monotone(const int32_t* c, int64_t n, int64_t total) {
+  if (c[0] != 0 || c[n] != total) return false;
+  for (int64_t i = 0; i < n; ++i)
+    if (c[i + 1] < c[i]) return false;
+  return true;
+}
+
+nsk_status check(const nsk_gated_sdpa& a) {
+  if (a.threads < 1 || a.heads_kv < 1 || a.heads_q % a.heads_kv) return NSK_BAD_ARGUMENT;
+  if (!a.cu_seqlens_q != !a.cu_seqlens_k) return NSK_BAD_ARGUMENT;
+  if (a.cu_seqlens_q && !monotone(a.cu_seqlens_q, a.batch, a.seqlen_q)) return NSK_BAD_CU_SEQLENS_Q;
+  if (a.cu_seqlens_k && !monotone(a.cu_seqlens_k, a.batch, a.seqlen_k)) return NSK_BAD_CU_SEQLENS_K;
+  return NSK_OK;
+}
+
+}  // namespace
+}  // namespace nsk
+
+extern "C" {
+
+nsk_status nsk_cpu_gated_sdpa_forward(const nsk_gated_sdpa* args) {
+  const nsk_status status = nsk::check(*args);
+  return status != NSK_OK ? status : nsk::kernels().gated_sdpa_forward(*args);
+}
+
+nsk_status nsk_cpu_gated_sdpa_backward(const nsk_gated_sdpa_backward* args) {
+  const nsk_status status = nsk::check(args->forward);
+  return status != NSK_OK ? status : nsk::kernels().gated_sdpa_backward(*args);
+}
+
+const char* nsk_cpu_isa_name(int index) {
+  for (const nsk::Choice& c : nsk::choices)
+    if (c.usable() && index-- == 0) return c.kernels->name;
+  return nullptr;
+}
+
+const char* nsk_cpu_isa(void) { return nsk::kernels().name; }
+
+int nsk_cpu_set_isa(const char* name) {
+  const nsk::Kernels* k = nsk::find(name);
+  if (k) nsk::current.store(k, std::memory_order_release);
+  return k != nullptr;
+}
+
+int nsk_cpu_has_bf16_dot(void) { return nsk::kernels().bf16_dot; }
+
+double nsk_cpu_measure_fma(int32_t dtype, int32_t threads, double seconds) {
+  return nsk::kernels().measure_fma(dtype, threads, seconds);
+}
+
+double nsk_cpu_measure_read(const void* buffer, int64_t bytes, int32_t threads, double seconds) {
+  return nsk::kernels().measure_read(buffer, bytes, threads, seconds);
+}
+
+}  // extern "C"

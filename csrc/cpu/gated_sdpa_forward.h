@@ -1,0 +1,287 @@
+// Gated attention, forward.
+//
+//   out_i = sigmoid(gate_i) * sum_j softmax_j(s_ij) v_j
+//
+// Work is cut into blocks of query rows; a block owns its rows of out and lse. In a block, everything is transposed:
+// lanes are queries. For each tile of keys, and each panel of NV * L queries:
+//
+//   S^T [keys][q]  = K Q^T      broadcast operand K in place, panel Q^T packed once per block
+//   P^T [keys][q]  = online softmax, in place
+//   O^T [d][q]     = O^T * rescale + V^T P^T     broadcast operand V in place, panel P^T as it was produced
+//
+// and the gate multiplies O^T in the epilogue, before the one rounding. Tiles outside the key range of every row are
+// skipped; a panel reads only the keys between its first and last allowed one.
+//
+// Short queries fold: when a head's queries do not fill a block, the query heads that share a KV head become rows of
+// one block, so K and V are read once for the whole group (decode). When there are too few blocks for the threads,
+// the keys of each block are split, and a second pass merges the partial results in order.
+#pragma once
+
+#include "gated_sdpa_scores.h"
+
+namespace nsk::NSK_ISA {
+
+// How the rows of the problem are cut into blocks; the same for all panel shapes.
+struct ForwardPlan {
+  const nsk_gated_sdpa& a;
+  int64_t rows_per_block;
+  int64_t splits = 1;
+  Buffer<int64_t> first;  // first block of each sequence; first[batch] = number of blocks
+
+  struct Block {
+    Sequence seq;
+    int64_t head;       // first query head
+    int64_t heads;      // heads folded into rows
+    int64_t row, rows;  // rows of the folded problem: row r is query r % q_len of head + r / q_len
+  };
+
+  ForwardPlan(const nsk_gated_sdpa& args, int64_t rows) : a(args), rows_per_block(rows), first(args.batch + 1) {
+    if (first.failed()) return;
+    first[0] = 0;
+    int64_t longest = 0;
+    for (int64_t n = 0; n < a.batch; ++n) {
+      const Sequence s = sequence(a, n);
+      const int64_t fold = heads_folded(s.q_len);
+      first[n + 1] = first[n] + a.heads_q / fold * ceil_div(fold * s.q_len, rows_per_block);
+      if (s.k_len > longest) longest = s.k_len;
+    }
+    // Splitting the keys costs a merge; it pays only where whole blocks would leave threads idle.
+    const int64_t count = first[a.batch], threads = a.threads;
+    if (count > 0 && count < 4 * threads && count % threads != 0) {
+      const int64_t wanted = threads / greatest_common_divisor(count, threads), most = ceil_div(longest, 256);
+      splits = wanted < most ? wanted : most > 0 ? most : 1;
+    }
+  }
+
+  
+  int64_t group() const { return a.heads_q / a.heads_kv; }
+  int64_t heads_folded(int64_t q_len) const { return q_len < rows_per_block ? group() : 1; }
+  int64_t blocks() const { return first[a.batch]; }
+
+  Block block(int64_t index) const {
+    int64_t low = 0, high = a.batch;  // the last sequence whose first block is <= index and which has blocks
+    while (high - low > 1) {
+      const int64_t middle = (low + high) / 2;
+      (first[middle] <= index ? low : high) = middle;
+    }
+    const Sequence s = sequence(a, low);
+    const int64_t fold = heads_folded(s.q_len), heads = a.heads_q / fold;
+    const int64_t per_head = ceil_div(fold * s.q_len, rows_per_block), at = index - first[low];
+    // Last rows first: under a causal mask they are the longest, and threads should finish together.
+    const int64_t row = (per_head - 1 - at / heads) * rows_per_block, left = fold * s.q_len - row;
+    return {s, at % heads * fold, fold, row, left < rows_per_block ? left : rows_per_block};
+  }
+};
+
+template <class T, class M_, int NV_>
+struct ForwardBlock {
+  using M = M_;
+  static constexpr int NV = NV_;
+  using C = typename M::C;
+  using Unit = typename M::Unit;
+  using V = typename M::V;
+  static constexpr int L = M::L, NR = NV * L;
+  static constexpr int64_t kMaxPanels = NV == 1 ? 1 : 6;
+  static constexpr int64_t kKeys = kTileRows<NV> == 6 || kTileRows<NV> == 12 ? 96 : 128;
+
+  // A thread's tile memory.
+  struct Workspace {
+    Unit* q;     // [panels][ceil(D / pack)][NR]
+    C* s;        // [kKeys][NR]
+    Unit* p;     // as s, or pairs along the keys
+    C* bias;     // [kKeys][NR]
+    Unit* k;     // converted keys, if they cannot be read in place
+    Unit* v;     // converted values, likewise
+    C* o;        // [panels][Dv][NR]
+    Row* rows;
+    PanelRange<NR>* ranges;
+    SoftmaxState<M, NV>* state;
+
+    Workspace(const nsk_gated_sdpa& a, Arena arena) {
+      const ptrdiff_t d_units = ceil_div(a.head_dim, M::pack);
+      q = arena.take<Unit>(kMaxPanels * d_units * NR);
+      s = arena.take<C>(kKeys * NR);
+      p = M::pack == 1 ? reinterpret_cast<Unit*>(s) : arena.take<Unit>(kKeys / M::pack * NR);
+      bias = arena.take<C>(a.mask.data ? kKeys * NR : 0);
+      k = arena.take<Unit>(sizeof(T) == sizeof(Unit) ? 0 : kKeys * d_units);
+      v = arena.take<Unit>(sizeof(T) == sizeof(Unit) ? 0 : ceil_div(kKeys, M::pack) * a.head_dim_v);
+      o = arena.take<C>(kMaxPanels * a.head_dim_v * NR);
+      rows = arena.take<Row>(kMaxPanels * NR);
+      ranges = arena.take<PanelRange<NR>>(kMaxPanels);
+      state = arena.take<SoftmaxState<M, NV>>(kMaxPanels);
+      bytes = arena.used();
+    }
+    size_t bytes;
+  };
+
+  const nsk_gated_sdpa& a;
+  const ForwardPlan::Block& block;
+  Workspace w;
+  ScoreScale<C> scale{a};
+  int64_t panels = ceil_div(block.rows, NR);
+
+  ForwardBlock(const nsk_gated_sdpa& args, const ForwardPlan::Block& b, char* scratch)
+      : a(args), block(b), w(args, Arena(scratch)) {
+    for (int64_t r = 0; r < block.rows; ++r) {
+      const int64_t at = block.row + r, i = at % block.seq.q_len;
+      const KeyRange keys = block.seq.mask.keys(i);
+      w.rows[r] = {block.head + at / block.seq.q_len, block.seq.q_start + i, keys.begin, keys.end};
+    }
+    for (int64_t p = 0; p < panels; ++p) w.ranges[p].set(w.rows + p * NR, rows_in(p), true);
+  }
+
+  int rows_in(int64_t panel) const {
+    const int64_t left = block.rows - panel * NR;
+    return int(left < NR ? left : NR);
+  }
+  C* o_panel(int64_t p) const { return w.o + p * a.head_dim_v * NR; }
+
+  // The mask is indexed by position in the sequence; masks exist only where sequences start at row 0.
+  void attend(int64_t split, int64_t splits) {
+    const int64_t b = block.seq.batch;
+    int64_t begin = INT64_MAX, end = 0;
+    for (int64_t p = 0; p < panels; ++p) {
+      w.state[p].reset();
+      if (w.ranges[p].any_begin >= w.ranges[p].any_end) continue;
+      if (w.ranges[p].any_begin < begin) begin = w.ranges[p].any_begin;
+      if (w.ranges[p].any_end > end) end = w.ranges[p].any_end;
+    }
+    if (begin < end && splits > 1) {
+      const int64_t share = round_up(ceil_div(end - begin, splits), kKeys);
+      begin += split * share;
+      if (begin + share < end) end = begin + share;
+    }
+    fill_zero(w.o, panels * a.head_dim_v * NR);
+    if (begin >= end) return;
+    pack_queries();
+    const int64_t kv_head = block.head / (a.heads_q / a.heads_kv);
+    for (int64_t k0 = begin; k0 < end; k0 += kKeys) {
+      const int64_t k1 = k0 + kKeys < end ? k0 + kKeys : end;
+      const T* key = at<const T>(a.key, b, kv_head, block.seq.k_start + k0);
+      const T* value = at<const T>(a.value, b, kv_head, block.seq.k_start + k0);
+      const auto k = broadcast_rows<M>(key, a.key.stride[2], k1 - k0, a.head_dim, w.k);
+      const auto v = broadcast_columns<M>(value, a.value.stride[2], k1 - k0, a.head_dim_v, w.v);
+      int clean = -1;  // whether the values of this tile are all finite; -1: not yet looked at
+      for (int64_t p = 0; p < panels; ++p) panel_step(p, k0, k1, k, v, value, clean);
+    }
+  }
+
+  void panel_step(int64_t p, int64_t k0, int64_t k1, Broadcast<M> k, Broadcast<M> v, const T* value, int& clean) {
+    const PanelRange<NR>& range = w.ranges[p];
+    int64_t b0 = range.any_begin > k0 ? range.any_begin : k0, b1 = range.any_end < k1 ? range.any_end : k1;
+    if (b0 >= b1) return;
+    b0 -= (b0 - k0) % M::pack;  // whole pairs of keys, as the tile holds them
+    if (b1 < k1) b1 += (b1 - k0) % M::pack;
+    const int64_t keys = b1 - b0;
+    const Masking kind = a.mask.data ? Masking::Bias : range.full(b0, b1) ? Masking::None : Masking::Range;
+
+    product<M, NV, Along::K, Into::Fresh>(keys, k.data + (b0 - k0) * k.stride, k.stride,
+                                          w.q + p * ceil_div(a.head_dim, M::pack) * NR,
+                                          ceil_div(a.head_dim, M::pack), w.s, NR);
+    LaneMask<M, NV> mask{};
+    if (kind == Masking::Range) mask.set_range(range, b0, b1);
+    if (kind == Masking::Bias) {
+      fill_bias<C, NR>(w.bias, NR, a.mask, block.seq.batch, w.rows + p * NR, rows_in(p), range, b0, b1);
+      mask.bias = w.bias;
+      mask.ld = NR;
+    }
+    SoftmaxState<M, NV>& state = w.state[p];
+    with_score_kind(kind, scale.softcap, [&](auto masking, auto softcap) {
+      online_softmax<M, NV, masking.value, softcap.value>(w.s, w.p, keys, mask, scale, state);
+    });
+    const Unit* v_data = v.data + (b0 - k0) / M::pack * v.stride;
+    if (kind != Masking::None) {
+      // A probability of 0 must not meet an inf or NaN of a key that its row may not see.
+      if (clean < 0) clean = !any_nonfinite<C>(value, a.value.stride[2], k1 - k0, a.head_dim_v);
+      if (!clean) return select_values(p, keys, kind, mask, value + (b0 - k0) * a.value.stride[2]);
+    }
+    product<M, NV, Along::Rows, Into::Rescale>(a.head_dim_v, v_data, v.stride, w.p, ceil_div(keys, M::pack),
+                                               o_panel(p), NR, state.rescale);
+  }
+
+  // O^T = O^T * rescale + V^T P^T, one allowed pair at a time.
+  void select_values(int64_t p, int64_t keys, Masking kind, const LaneMask<M, NV>& mask, const T* value) {
+    C* o = o_panel(p);
+    for (int64_t d = 0; d < a.head_dim_v; ++d)
+      for (int r = 0; r < NR; ++r) o[d * NR + r] *= w.state[p].rescale[r];
+    for (int64_t j = 0; j < keys; ++j)
+      for (int r = 0; r < rows_in(p); ++r) {
+        if (!mask.allowed(kind, j, r)) continue;
+        const C weight = unit_element<M>(w.p[j / M::pack * NR + r], j);
+        for (int64_t d = 0; d < a.head_dim_v; ++d)
+          o[d * NR + r] += weight * C(to_float(value[j * a.value.stride[2] + d]));
+      }
+  }
+
+  void pack_queries() {
+    for (int64_t p = 0; p < panels; ++p) {
+      const T* rows[NR];
+      for (int r = 0; r < NR; ++r) {
+        const Row* row = w.rows + p * NR + r;
+        rows[r] = r < rows_in(p) ? at<const T>(a.query, block.seq.batch, row->head, row->i) : nullptr;
+      }
+      pack_transposed<M, NV>(w.q + p * ceil_div(a.head_dim, M::pack) * NR, rows, a.head_dim);
+    }
+  }
+
+  // Divides by the sum, applies the gate, rounds once, writes out and lse.
+  void finish() {
+    for (int64_t p = 0; p < panels; ++p) {
+      alignas(64) C weight[NR];
+      bool dead[NR];
+      for (int r = 0; r < rows_in(p); ++r) finish_row(w.rows[p * NR + r], w.state[p], r, weight[r], dead[r]);
+      for (int group = 0; group < NR && group < rows_in(p); group += L)
+        for (int64_t d = 0; d < a.head_dim_v; d += L) write_tile(p, group, d, weight, dead);
+    }
+  }
+
+  void finish_row(const Row& row, const SoftmaxState<M, NV>& state, int r, C& weight, bool& dead) const {
+    const int64_t b = block.seq.batch;
+    double sum = state.sum[r], max = state.max[r];
+    dead = sum == 0 && !any_allowed(row);
+    double lse = dead ? -kInfinity<double> : sum == 0 ? __builtin_nan("") : (max + __builtin_log2(sum)) * kLn2;
+    static_cast<C*>(a.lse.data)[offset(a.lse, b, row.head, row.i)] = C(lse);
+    if (a.sink.data && !dead) {
+      const double sink = load_scalar(a.sink, row.head * a.sink.stride[1]) * kLog2e;
+      const double top = sink > max ? sink : max;
+      weight = C(__builtin_exp2(max - top) / (sum * __builtin_exp2(max - top) + __builtin_exp2(sink - top)));
+    } else {
+      weight = C(1 / sum);
+    }
+    if (sum == 0 && !dead) weight = C(__builtin_nan(""));
+    if (a.gate_kind == NSK_GATE_HEADWISE) weight *= scalar_sigmoid(C(load_scalar(a.gate, offset(a.gate, b, row.head, row.i))));
+  }
+
+  // Only asked of rows whose probabilities sum to 0: they saw no key, or scores of -inf alone.
+  bool any_allowed(const Row& row) const {
+    if (!a.mask.data) return row.begin < row.end;
+    for (int64_t j = row.begin; j < row.end; ++j) {
+      const int64_t at = offset(a.mask, block.seq.batch, row.head, row.i, j);
+      if (a.mask.dtype == NSK_BOOL ? static_cast<const bool*>(a.mask.data)[at]
+                                   : load_scalar(a.mask, at) != -kInfinity<double>)
+        return true;
+    }
+    return false;
+  }
+
+  // Columns d .. d + L - 1 of out for the L rows that start at lane `group` of panel p.
+  void write_tile(int64_t p, int group, int64_t d, const C* weight, const bool* dead) {
+    V rows[L];
+    const int64_t left = a.head_dim_v - d;
+#pragma GCC unroll 16
+    for (int i = 0; i < L; ++i) rows[i] = i < left ? load<V>(o_panel(p) + (d + i) * NR + group) : V{};
+    transpose(rows);
+    for (int i = 0; i < L && group + i < rows_in(p); ++i) {
+      const Row& row = w.rows[p * NR + group + i];
+      const int64_t b = block.seq.batch;
+      V x = rows[i] * weight[group + i];
+      if (a.gate_kind == NSK_GATE_ELEMENTWISE)
+        x *= sigmoid<C, L>(load_mixed<C, L, T>(a.gate, offset(a.gate, b, row.head, row.i) + d, left));
+      if (dead[group + i]) x = V{};
+      T* out = at<T>(a.out, b, row.head, row.i) + d;
+      left >= L ? store_as<C, L>(out, x) : store_partial<C, L>(out, x, left);
+    }
+  }
+};
+
+}  // namespace nsk::NSK_ISA

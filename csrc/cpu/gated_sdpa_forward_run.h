@@ -1,0 +1,123 @@
+// Runs the forward: blocks over threads, the panel shape by the rows of a block, and the merge of split keys.
+#pragma once
+
+#include "gated_sdpa_forward.h"
+
+namespace nsk::NSK_ISA {
+
+template <class T, class C, class E>
+class ForwardRun {
+  static constexpr int L = kLanes<C>;
+  using Wide = ForwardBlock<T, Math<C, E, L>, 2>;
+  using Narrow = ForwardBlock<T, Math<C, E, L>, 1>;
+  // Half a vector, for the few rows of a decode step: on processors that split wide operations it wastes no lane.
+  static constexpr int kHalf = L >= 16 ? L / 2 : L;
+  using Half = ForwardBlock<T, Math<C, E, kHalf>, 1>;
+
+ public:
+  static constexpr int64_t kRowsPerBlock = Wide::kMaxPanels * Wide::NR;
+
+  static nsk_status run(const nsk_gated_sdpa& a) {
+    const ForwardPlan plan(a, kRowsPerBlock);
+    if (plan.first.failed()) return NSK_OUT_OF_MEMORY;
+    const size_t scratch = scratch_bytes(a);
+    const int64_t splits = plan.splits;
+    if (splits == 1)
+      return parallel_for(a.threads, plan.blocks(), scratch, [&](int64_t unit, char* memory) {
+        const auto block = plan.block(unit);
+        with_shape(a, block, memory, [&](auto&& work) {
+          work.attend(0, 1);
+          work.finish();
+        });
+      });
+
+    const int64_t size = partial_size(plan);
+    const Buffer<C> partials(plan.blocks() * splits * size);
+    if (partials.failed()) return NSK_OUT_OF_MEMORY;
+    nsk_status status = parallel_for(a.threads, plan.blocks() * splits, scratch, [&](int64_t unit, char* memory) {
+      const auto block = plan.block(unit / splits);
+      with_shape(a, block, memory, [&](auto&& work) {
+        work.attend(unit % splits, splits);
+        save(work, partials.data() + unit * size);
+      });
+    });
+    if (status != NSK_OK) return status;
+    return parallel_for(a.threads, plan.blocks(), scratch, [&](int64_t unit, char* memory) {
+      const auto block = plan.block(unit);
+      with_shape(a, block, memory, [&](auto&& work) {
+        merge(work, partials.data() + unit * splits * size, splits, size);
+        work.finish();
+      });
+    });
+  }
+
+ private:
+  static size_t scratch_bytes(const nsk_gated_sdpa& a) {
+    const size_t wide = typename Wide::Workspace(a, Arena()).bytes;
+    const size_t narrow = typename Narrow::Workspace(a, Arena()).bytes;
+    return wide > narrow ? wide : narrow;
+  }
+
+  template <class F>
+  static void with_shape(const nsk_gated_sdpa& a, const ForwardPlan::Block& block, char* memory, F&& f) {
+    if (block.rows > L)
+      f(Wide(a, block, memory));
+    else if (block.rows > kHalf || kHalf == L)
+      f(Narrow(a, block, memory));
+    else
+      f(Half(a, block, memory));
+  }
+
+  // A partial result is O^T, the maxima and the sums of each panel of a block.
+  static int64_t partial_size(const ForwardPlan& plan) {
+    int64_t rows = 0;
+    for (int64_t n = 0; n < plan.a.batch; ++n) {
+      const int64_t q_len = sequence(plan.a, n).q_len, all = plan.heads_folded(q_len) * q_len;
+      if (all > rows) rows = all;
+    }
+    if (rows > kRowsPerBlock) rows = kRowsPerBlock;
+    return round_up(rows, 2 * L) * (plan.a.head_dim_v + 2);
+  }
+
+  template <class Work>
+  static void save(const Work& work, C* out) {
+    constexpr int NR = Work::NR;
+    const int64_t size = work.a.head_dim_v * NR;
+    for (int64_t p = 0; p < work.panels; ++p, out += size + 2 * NR) {
+      __builtin_memcpy(out, work.o_panel(p), size * sizeof(C));
+      __builtin_memcpy(out + size, work.w.state[p].max, NR * sizeof(C));
+      __builtin_memcpy(out + size + NR, work.w.state[p].sum, NR * sizeof(C));
+    }
+  }
+
+  template <class Work>
+  static void merge(Work& work, const C* partials, int64_t splits, int64_t stride) {
+    constexpr int NR = Work::NR;
+    const int64_t size = work.a.head_dim_v * NR;
+    for (int64_t p = 0; p < work.panels; ++p) {
+      const C* first = partials + p * (size + 2 * NR);
+      auto& state = work.w.state[p];
+      state.reset();
+      for (int64_t s = 0; s < splits; ++s)
+        for (int r = 0; r < NR; ++r) {
+          const C max = first[s * stride + size + r];
+          if (!(max <= state.max[r])) state.max[r] = max;  // a NaN stays
+        }
+      C* o = work.o_panel(p);
+      fill_zero(o, size);
+      for (int64_t s = 0; s < splits; ++s) {
+        const C* part = first + s * stride;
+        C weight[NR];
+        for (int r = 0; r < NR; ++r) {
+          const C max = part[size + r];
+          weight[r] = max == -kInfinity<C> ? C(0) : C(__builtin_exp2(max - state.max[r]));
+          state.sum[r] += weight[r] * part[size + NR + r];
+        }
+        for (int64_t d = 0; d < work.a.head_dim_v; ++d)
+          for (int r = 0; r < NR; ++r) o[d * NR + r] += weight[r] * part[d * NR + r];
+      }
+    }
+  }
+};
+
+}  // namespace nsk::NSK_ISA

@@ -1,0 +1,163 @@
+// From raw products to probabilities, on a panel of scores S^T [keys][NV * L lanes]: lanes are queries, so maxima and
+// sums need no horizontal step.
+#pragma once
+
+#include "gated_sdpa_bias.h"
+
+namespace nsk::NSK_ISA {
+
+enum class Masking {
+  None,   // every lane sees every key
+  Range,  // each lane sees the keys in [begin, end)
+  Bias    // a mask tile says what to add, -inf where a key is not allowed
+};
+
+// What a lane may see of the keys of one panel of scores, as the inner loops want it.
+template <class M, int NV>
+struct LaneMask {
+  using C = typename M::C;
+  using V = typename M::V;
+  using I = Vec<Int<C>, M::L>;
+  I begin[NV], end[NV];  // relative to the first key
+  const C* bias;         // [keys][ld]
+  ptrdiff_t ld;
+
+  void set_range(const PanelRange<NV * M::L>& range, int64_t k0, int64_t k1) {
+    Int<C> b[NV * M::L], e[NV * M::L];
+    for (int r = 0; r < NV * M::L; ++r) {
+      auto clamp = [&](int64_t j) { return Int<C>((j < k0 ? k0 : j > k1 ? k1 : j) - k0); };
+      b[r] = clamp(range.begin[r]);
+      e[r] = clamp(range.end[r]);
+    }
+    for (int v = 0; v < NV; ++v) {
+      begin[v] = load<I>(b + v * M::L);
+      end[v] = load<I>(e + v * M::L);
+    }
+  }
+
+  // Selects, never multiplies: what a key holds that a lane may not see is gone.
+  template <Masking K>
+  NSK_INLINE V apply(V score, int64_t key, int v) const {
+    if constexpr (K == Masking::Range) {
+      const I j = splat<Int<C>, M::L>(Int<C>(key));
+      return (j >= begin[v]) & (j < end[v]) ? score : splat<C, M::L>(-kInfinity<C>);
+    } else if constexpr (K == Masking::Bias) {
+      const V b = load<V>(bias + key * ld + v * M::L);
+      const V none = splat<C, M::L>(-kInfinity<C>);
+      return b == none ? none : score + b;
+    } else {
+      return score;
+    }
+  }
+
+  // The same choice for what was computed from a score: 0 where the lane may not see the key.
+  template <Masking K>
+  NSK_INLINE V select(V x, int64_t key, int v) const {
+    if constexpr (K == Masking::Range) {
+      const I j = splat<Int<C>, M::L>(Int<C>(key));
+      return (j >= begin[v]) & (j < end[v]) ? x : V{};
+    } else if constexpr (K == Masking::Bias) {
+      return load<V>(bias + key * ld + v * M::L) == splat<C, M::L>(-kInfinity<C>) ? V{} : x;
+    } else {
+      return x;
+    }
+  }
+
+  // For the rare paths that treat one pair at a time.
+  bool allowed(Masking kind, int64_t key, int lane) const {
+    if (kind == Masking::Range) return key >= begin[lane / M::L][lane % M::L] && key < end[lane / M::L][lane % M::L];
+    if (kind == Masking::Bias) return bias[key * ld + lane] != -kInfinity<C>;
+    return true;
+  }
+};
+
+// Calls f(std::integral_constant<Masking, ...>, std::bool_constant<softcap>) for the values at hand.
+template <class F>
+NSK_INLINE void with_score_kind(Masking kind, bool softcap, F&& f) {
+  auto inner = [&](auto k) { softcap ? f(k, std::true_type{}) : f(k, std::false_type{}); };
+  switch (kind) {
+    case Masking::None: return inner(std::integral_constant<Masking, Masking::None>{});
+    case Masking::Range: return inner(std::integral_constant<Masking, Masking::Range>{});
+    case Masking::Bias: return inner(std::integral_constant<Masking, Masking::Bias>{});
+  }
+}
+
+// The scores in the log2 domain: scale, softcap, mask.
+template <class M, bool kSoftcap>
+NSK_INLINE typename M::V scaled(typename M::V acc, const ScoreScale<typename M::C>& scale) {
+  if constexpr (kSoftcap)
+    return tanh<typename M::C, M::L>(acc * scale.to_tanh) * scale.from_tanh;
+  else
+    return acc * scale.factor;
+}
+
+// The running state of the online softmax of one panel: maximum (log2 domain), sum, and the factor by which the last
+// step asks older sums to be rescaled.
+template <class M, int NV>
+struct SoftmaxState {
+  using C = typename M::C;
+  alignas(64) C max[NV * M::L], sum[NV * M::L], rescale[NV * M::L];
+
+  void reset() {
+    for (int r = 0; r < NV * M::L; ++r) {
+      max[r] = -kInfinity<C>;
+      sum[r] = C(0);
+    }
+  }
+};
+
+// One step of the online softmax over `keys` scores. Reads s [keys][NV * L]; writes probabilities relative to the new
+// maximum to `p`: in place of s (C), or as pairs of bf16 along the keys, [ceil(keys / 2)][NV * L].
+template <class M, int NV, Masking K, bool kSoftcap>
+void online_softmax(typename M::C* s, typename M::Unit* p, ptrdiff_t keys, const LaneMask<M, NV>& mask,
+                    const ScoreScale<typename M::C>& scale, SoftmaxState<M, NV>& state) {
+  using C = typename M::C;
+  using V = typename M::V;
+  constexpr int L = M::L, NR = NV * L;
+  constexpr bool kPlain = K == Masking::None && !kSoftcap;  // scores need not be rewritten before the second pass
+
+  V max[NV];
+  for (int v = 0; v < NV; ++v) max[v] = load<V>(state.max + v * L);
+  for (ptrdiff_t j = 0; j < keys; ++j)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) {
+      const V t = mask.template apply<K>(scaled<M, kSoftcap>(load<V>(s + j * NR + v * L), scale), j, v);
+      if constexpr (!kPlain) store(s + j * NR + v * L, t);
+      max[v] = max_keep<C, L>(max[v], t);
+    }
+
+  V pivot[NV], sum[NV];
+  for (int v = 0; v < NV; ++v) {
+    // A lane that has seen nothing yet has maximum -inf; pivoting on 0 keeps -inf - -inf out.
+    pivot[v] = max[v] == splat<C, L>(-kInfinity<C>) ? V{} : max[v];
+    const V rescale = exp2<C, L>(load<V>(state.max + v * L) - pivot[v]);
+    store(state.rescale + v * L, rescale);
+    sum[v] = load<V>(state.sum + v * L) * rescale;
+  }
+  auto probability = [&](ptrdiff_t j, int v) {
+    V t = load<V>(s + j * NR + v * L);
+    if constexpr (kPlain) t = t * scale.factor;
+    const V e = exp2<C, L>(t - pivot[v]);
+    sum[v] += e;
+    return e;
+  };
+  if constexpr (M::pack == 1) {
+    for (ptrdiff_t j = 0; j < keys; ++j)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) store(p + j * NR + v * L, probability(j, v));
+  } else {
+    for (ptrdiff_t j = 0; j < keys; j += 2)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) {
+        const auto low = probability(j, v);
+        const auto high = j + 1 < keys ? probability(j + 1, v) : V{};
+        store(p + j / 2 * NR + v * L, pair_bf16<L>(low, high));
+      }
+  }
+  for (int v = 0; v < NV; ++v) {
+    store(state.max + v * L, max[v]);
+    store(state.sum + v * L, sum[v]);
+  }
+}
+
+}  // namespace nsk::NSK_ISA

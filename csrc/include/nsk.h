@@ -1,0 +1,89 @@
+/* The C ABI of the native core: read this page first.
+ *
+ * Every function takes one plain struct of pointers, strides and sizes and returns a status. The core owns no
+ * tensor, knows no torch and keeps no state between calls but what this page names: the chosen instruction set,
+ * and per-thread scratch that grows to the largest tile asked for.
+ *
+ * Callers guarantee that shapes, types and strides describe memory that they own (nsk.spec checks them);
+ * the core checks what only it can see: the values inside cu_seqlens. */
+#ifndef NSK_H
+#define NSK_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum {
+  NSK_OK = 0,
+  NSK_OUT_OF_MEMORY = 1,
+  NSK_BAD_ARGUMENT = 2,      /* a type or combination that no kernel takes */
+  NSK_BAD_CU_SEQLENS_Q = 3,  /* not 0 = c[0] <= c[1] <= ... <= c[N] = total */
+  NSK_BAD_CU_SEQLENS_K = 4
+} nsk_status;
+
+typedef enum { NSK_F32 = 0, NSK_F64 = 1, NSK_BF16 = 2, NSK_F16 = 3, NSK_BOOL = 4 } nsk_dtype;
+
+/* A strided view. Dimensions are [batch, head, row, column] (row = position in the sequence); strides count elements.
+ * data == NULL: absent. A dimension the tensor does not have, or broadcasts over, has stride 0. */
+typedef struct {
+  void* data;
+  int64_t stride[4];
+  int32_t dtype;
+} nsk_view;
+
+typedef enum { NSK_GATE_NONE = 0, NSK_GATE_ELEMENTWISE = 1, NSK_GATE_HEADWISE = 2 } nsk_gate;
+
+/* Gated scaled-dot-product attention.
+ *   s_ij = scale * q_i.k_j;  s = softcap * tanh(s / softcap) if softcap > 0;  s += mask if it is floating
+ *   out_i = sigmoid(gate_i) * sum_j softmax_j(s_ij) v_j,   lse_i = log sum_j exp(s_ij)   over the allowed keys j
+ * query, key, value, out and an elementwise gate have a unit column stride. */
+typedef struct {
+  int64_t batch, heads_q, heads_kv, seqlen_q, seqlen_k, head_dim, head_dim_v;
+  nsk_view query, key, value;
+  nsk_view gate;
+  nsk_view mask; /* [batch, head, query, key]: NSK_BOOL or floating */
+  nsk_view sink; /* stride[1] is its only stride */
+  nsk_view out;
+  nsk_view lse; /* float, or double for double inputs */
+  /* Packed sequences: batch = number of sequences, seqlen_* = total rows, batch strides 0. NULL: dense. */
+  const int32_t* cu_seqlens_q;
+  const int32_t* cu_seqlens_k;
+  int64_t window_left, window_right; /* -1: unbounded */
+  int32_t is_causal, bottom_right, gate_kind;
+  double scale, softcap;
+  int32_t threads;
+} nsk_gated_sdpa;
+
+/* The backward reads out and lse of the forward. A gradient whose data is NULL is not computed. */
+typedef struct {
+  nsk_gated_sdpa forward;
+  nsk_view grad_out; /* unit column stride */
+  nsk_view grad_lse; /* may be absent */
+  nsk_view grad_query, grad_key, grad_value, grad_gate, grad_sink;
+  nsk_view grad_mask;   /* at the mask's own shape: mask_size, dimensions it broadcasts over have size 1 */
+  int64_t mask_size[4];
+} nsk_gated_sdpa_backward;
+
+nsk_status nsk_cpu_gated_sdpa_forward(const nsk_gated_sdpa* args);
+nsk_status nsk_cpu_gated_sdpa_backward(const nsk_gated_sdpa_backward* args);
+
+/* Instruction sets built into this binary and usable on this processor, best first; NULL past the end. */
+const char* nsk_cpu_isa_name(int index);
+/* The one in use: the best, or what the environment variable NSK_CPU_ISA named when the first kernel ran. */
+const char* nsk_cpu_isa(void);
+/* Switches it for the whole process; returns 0 if this processor or binary lacks it. Not while kernels run. */
+int nsk_cpu_set_isa(const char* name);
+/* 1 if products of bf16 run on the processor's own bf16 dot instructions under the instruction set in use. */
+int nsk_cpu_has_bf16_dot(void);
+
+/* Roofs: the best of several register-only loops, in GFLOP/s (0 if the type has none of its own),
+ * and of several read streams over `buffer`, in GB/s. */
+double nsk_cpu_measure_fma(int32_t dtype, int32_t threads, double seconds);
+double nsk_cpu_measure_read(const void* buffer, int64_t bytes, int32_t threads, double seconds);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
