@@ -73,6 +73,15 @@ struct ForwardPlan {
   }
 };
 
+// What one row of a block needs to be written.
+template <class T>
+struct OutputRow {
+  T* out;
+  int64_t gate;   // offset of its gate
+  double weight;  // of the sum over values: 1 / sum, and the gate if it is headwise
+  bool dead;      // no key was allowed
+};
+
 template <class T, class M_, int NV_>
 struct ForwardBlock {
   using M = M_;
@@ -161,9 +170,21 @@ struct ForwardBlock {
       const T* value = at<const T>(a.value, b, kv_head, block.seq.k_start + k0);
       const auto k = broadcast_rows<M>(key, a.key.stride[2], k1 - k0, a.head_dim, w.k);
       const auto v = broadcast_columns<M>(value, a.value.stride[2], k1 - k0, a.head_dim_v, w.v);
+      if (k1 == end) prefetch_gates();
       int clean = -1;  // whether the values of this tile are all finite; -1: not yet looked at
-      for (int64_t p = 0; p < panels; ++p) panel_step(p, k0, k1, k, v, value, clean);
+      const int64_t next = k1 + kKeys < end ? kKeys : end - k1;
+      for (int64_t p = 0; p < panels; ++p) {
+        prefetch_rows(key + (k1 - k0) * a.key.stride[2], a.key.stride[2], next, a.head_dim, p);
+        prefetch_rows(value + (k1 - k0) * a.value.stride[2], a.value.stride[2], next, a.head_dim_v, p);
+        panel_step(p, k0, k1, k, v, value, clean);
+      }
     }
+  }
+
+  // Asks for the part of the next tile's rows that falls to panel p, while this tile is worked on.
+  void prefetch_rows(const T* rows, int64_t stride, int64_t count, int64_t columns, int64_t p) const {
+    for (int64_t j = count * p / panels; j < count * (p + 1) / panels; ++j)
+      for (int64_t d = 0; d < columns; d += 64 / int64_t(sizeof(T))) __builtin_prefetch(rows + j * stride + d, 0, 2);
   }
 
   void panel_step(int64_t p, int64_t k0, int64_t k1, Broadcast<M> k, Broadcast<M> v, const T* value, int& clean) {
@@ -227,29 +248,45 @@ struct ForwardBlock {
   // Divides by the sum, applies the gate, rounds once, writes out and lse.
   void finish() {
     for (int64_t p = 0; p < panels; ++p) {
-      alignas(64) C weight[NR];
-      bool dead[NR];
-      for (int r = 0; r < rows_in(p); ++r) finish_row(w.rows[p * NR + r], w.state[p], r, weight[r], dead[r]);
-      for (int group = 0; group < NR && group < rows_in(p); group += L)
-        for (int64_t d = 0; d < a.head_dim_v; d += L) write_tile(p, group, d, weight, dead);
+      OutputRow<T> rows[NR];
+      for (int r = 0; r < rows_in(p); ++r) {
+        const Row& row = w.rows[p * NR + r];
+        rows[r].out = at<T>(a.out, block.seq.batch, row.head, row.i);
+        if (a.gate.data) rows[r].gate = offset(a.gate, block.seq.batch, row.head, row.i);
+        finish_row(row, w.state[p], r, rows[r]);
+      }
+      for (int group = 0; group < rows_in(p); group += L)
+        for (int64_t d = 0; d < a.head_dim_v; d += L) write_tile(p, group, d, rows);
     }
   }
 
-  void finish_row(const Row& row, const SoftmaxState<M, NV>& state, int r, C& weight, bool& dead) const {
+  // Gates are read once, at the end: asked for ahead of time, they are there when the last products are done.
+  void prefetch_gates() const {
+    if (a.gate_kind != NSK_GATE_ELEMENTWISE) return;
+    const int64_t element = a.gate.dtype == kDtype<T> ? sizeof(T) : sizeof(float);
+    for (int64_t r = 0; r < block.rows; ++r) {
+      const char* row = static_cast<const char*>(a.gate.data) +
+                        element * offset(a.gate, block.seq.batch, w.rows[r].head, w.rows[r].i);
+      for (int64_t at = 0; at < element * a.head_dim_v; at += 64) __builtin_prefetch(row + at, 0, 2);
+    }
+  }
+
+  void finish_row(const Row& row, const SoftmaxState<M, NV>& state, int r, OutputRow<T>& to) const {
     const int64_t b = block.seq.batch;
     double sum = state.sum[r], max = state.max[r];
-    dead = sum == 0 && !any_allowed(row);
-    double lse = dead ? -kInfinity<double> : sum == 0 ? __builtin_nan("") : (max + __builtin_log2(sum)) * kLn2;
+    const bool dead = sum == 0 && !any_allowed(row);
+    const double lse =
+        dead ? -kInfinity<double> : sum == 0 ? __builtin_nan("") : (max + __builtin_log2(sum)) * kLn2;
     static_cast<C*>(a.lse.data)[offset(a.lse, b, row.head, row.i)] = C(lse);
-    if (a.sink.data && !dead) {
+    double weight = sum == 0 ? __builtin_nan("") : 1 / sum;
+    if (a.sink.data && sum != 0) {
       const double sink = load_scalar(a.sink, row.head * a.sink.stride[1]) * kLog2e;
       const double top = sink > max ? sink : max;
-      weight = C(__builtin_exp2(max - top) / (sum * __builtin_exp2(max - top) + __builtin_exp2(sink - top)));
-    } else {
-      weight = C(1 / sum);
+      weight = __builtin_exp2(max - top) / (sum * __builtin_exp2(max - top) + __builtin_exp2(sink - top));
     }
-    if (sum == 0 && !dead) weight = C(__builtin_nan(""));
-    if (a.gate_kind == NSK_GATE_HEADWISE) weight *= scalar_sigmoid(C(load_scalar(a.gate, offset(a.gate, b, row.head, row.i))));
+    if (a.gate_kind == NSK_GATE_HEADWISE) weight *= scalar_sigmoid(C(load_scalar(a.gate, to.gate)));
+    to.weight = weight;
+    to.dead = dead;
   }
 
   // Only asked of rows whose probabilities sum to 0: they saw no key, or scores of -inf alone.
@@ -265,21 +302,19 @@ struct ForwardBlock {
   }
 
   // Columns d .. d + L - 1 of out for the L rows that start at lane `group` of panel p.
-  void write_tile(int64_t p, int group, int64_t d, const C* weight, const bool* dead) {
+  void write_tile(int64_t p, int group, int64_t d, const OutputRow<T>* to) {
     V rows[L];
     const int64_t left = a.head_dim_v - d;
+    const C* o = o_panel(p) + d * NR + group;
 #pragma GCC unroll 16
-    for (int i = 0; i < L; ++i) rows[i] = i < left ? load<V>(o_panel(p) + (d + i) * NR + group) : V{};
+    for (int i = 0; i < L; ++i) rows[i] = i < left ? load<V>(o + i * NR) : V{};
     transpose(rows);
     for (int i = 0; i < L && group + i < rows_in(p); ++i) {
-      const Row& row = w.rows[p * NR + group + i];
-      const int64_t b = block.seq.batch;
-      V x = rows[i] * weight[group + i];
-      if (a.gate_kind == NSK_GATE_ELEMENTWISE)
-        x *= sigmoid<C, L>(load_mixed<C, L, T>(a.gate, offset(a.gate, b, row.head, row.i) + d, left));
-      if (dead[group + i]) x = V{};
-      T* out = at<T>(a.out, b, row.head, row.i) + d;
-      left >= L ? store_as<C, L>(out, x) : store_partial<C, L>(out, x, left);
+      const OutputRow<T>& row = to[group + i];
+      V x = rows[i] * C(row.weight);
+      if (a.gate_kind == NSK_GATE_ELEMENTWISE) x *= sigmoid<C, L>(load_mixed<C, L, T>(a.gate, row.gate + d, left));
+      if (row.dead) x = V{};
+      left >= L ? store_as<C, L>(row.out + d, x) : store_partial<C, L>(row.out + d, x, left);
     }
   }
 };

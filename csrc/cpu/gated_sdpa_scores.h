@@ -117,14 +117,25 @@ void online_softmax(typename M::C* s, typename M::Unit* p, ptrdiff_t keys, const
   constexpr bool kPlain = K == Masking::None && !kSoftcap;  // scores need not be rewritten before the second pass
 
   V max[NV];
-  for (int v = 0; v < NV; ++v) max[v] = load<V>(state.max + v * L);
-  for (ptrdiff_t j = 0; j < keys; ++j)
+  for (int v = 0; v < NV; ++v) max[v] = splat<C, L>(-kInfinity<C>);
+  if constexpr (kPlain) {
+    // The largest score belongs to the largest product, or the smallest if the scale is negative.
+    using I = Vec<Int<C>, L>;
+    const I flip = scale.factor < 0 ? (I)splat<C, L>(C(-0.0)) : I{};
+    for (ptrdiff_t j = 0; j < keys; ++j)
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) {
-      const V t = mask.template apply<K>(scaled<M, kSoftcap>(load<V>(s + j * NR + v * L), scale), j, v);
-      if constexpr (!kPlain) store(s + j * NR + v * L, t);
-      max[v] = max_keep<C, L>(max[v], t);
-    }
+      for (int v = 0; v < NV; ++v) max[v] = max_keep<C, L>(max[v], (V)(load<I>(s + j * NR + v * L) ^ flip));
+    for (int v = 0; v < NV; ++v) max[v] = (V)((I)max[v] ^ flip) * scale.factor;
+  } else {
+    for (ptrdiff_t j = 0; j < keys; ++j)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) {
+        const V t = mask.template apply<K>(scaled<M, kSoftcap>(load<V>(s + j * NR + v * L), scale), j, v);
+        store(s + j * NR + v * L, t);
+        max[v] = max_keep<C, L>(max[v], t);
+      }
+  }
+  for (int v = 0; v < NV; ++v) max[v] = max_keep<C, L>(load<V>(state.max + v * L), max[v]);
 
   V pivot[NV], sum[NV];
   for (int v = 0; v < NV; ++v) {
@@ -137,7 +148,7 @@ void online_softmax(typename M::C* s, typename M::Unit* p, ptrdiff_t keys, const
   auto probability = [&](ptrdiff_t j, int v) {
     V t = load<V>(s + j * NR + v * L);
     if constexpr (kPlain) t = t * scale.factor;
-    const V e = exp2<C, L>(t - pivot[v]);
+    const V e = exp2_bounded<C, L>(t - pivot[v]);
     sum[v] += e;
     return e;
   };

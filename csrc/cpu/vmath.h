@@ -11,12 +11,14 @@ namespace nsk::NSK_ISA {
 inline constexpr double kLog2e = 1.4426950408889634074;
 inline constexpr double kLn2 = 0.69314718055994530942;
 
+// Adding round_magic rounds to an integer n and leaves n + bias in the low bits, where a shift makes it the exponent
+// of 2^n and drops the rest.
 template <class C>
 struct ExpTraits;
 
 template <>
 struct ExpTraits<float> {
-  static constexpr float round_magic = 0x1.8p23f;  // adding it leaves round(x) in the low mantissa bits
+  static constexpr float round_magic = 0x1.8p23f + 127;
   static constexpr int mantissa_bits = 23, bias = 127;
   static constexpr float exp2_poly[] = {0.69314718802622878106f, 0.24022650760568126945f, 0.055503571142190778186f,
                                         0.0096180825572778514913f, 0.0013390863364671234381f,
@@ -30,7 +32,7 @@ struct ExpTraits<float> {
 
 template <>
 struct ExpTraits<double> {
-  static constexpr double round_magic = 0x1.8p52;
+  static constexpr double round_magic = 0x1.8p52 + 1023;
   static constexpr int mantissa_bits = 52, bias = 1023;
   static constexpr double exp2_poly[] = {0.69314718055994530942,   0.2402265069591009822,    0.055504108664821594339,
                                          0.0096181291076068885273, 0.001333355814641693531,  0.00015403530441736050155,
@@ -45,33 +47,39 @@ struct ExpTraits<double> {
   static constexpr double tanh_saturates = 20.0;
 };
 
+// sum_i poly[i] x^i. Pairs first (Estrin): a shorter chain of dependent operations than Horner's.
 template <class C, int L, size_t N>
-NSK_INLINE Vec<C, L> horner(Vec<C, L> x, const C (&poly)[N]) {
-  Vec<C, L> y = splat<C, L>(poly[N - 1]);
-#pragma GCC unroll 16
-  for (int i = int(N) - 2; i >= 0; --i) y = y * x + poly[i];
+NSK_INLINE Vec<C, L> polynomial(Vec<C, L> x, const C (&poly)[N]) {
+  constexpr int kPairs = int(N + 1) / 2;
+  Vec<C, L> y = splat<C, L>(poly[2 * kPairs - 2]);
+  if constexpr (N % 2 == 0) y += x * poly[N - 1];
+  const Vec<C, L> x2 = x * x;
+#pragma GCC unroll 8
+  for (int i = kPairs - 2; i >= 0; --i) y = y * x2 + (x * poly[2 * i + 1] + poly[2 * i]);
   return y;
 }
 
 // 2^n for integral n in [-bias, bias + 1], given as shifted = n + round_magic; the ends give 0 and inf.
 template <class C, int L>
 NSK_INLINE Vec<C, L> power_of_two(Vec<C, L> shifted) {
-  using T = ExpTraits<C>;
-  using I = Vec<Int<C>, L>;
-  const I n = (I)shifted - bit_cast<Int<C>>(T::round_magic);
-  return (Vec<C, L>)((n + T::bias) << T::mantissa_bits);
+  return (Vec<C, L>)((Vec<Int<C>, L>)shifted << ExpTraits<C>::mantissa_bits);
 }
 
-// Results below the normal range are 0; NaN stays NaN; exp2(0) == 1 and exp2(+-inf) are exact.
+// exp2 for x <= bias + 1. Results below the normal range are 0; NaN stays NaN; exp2(0) == 1 and exp2(-inf) are exact.
 template <class C, int L>
-NSK_INLINE Vec<C, L> exp2(Vec<C, L> x) {
+NSK_INLINE Vec<C, L> exp2_bounded(Vec<C, L> x) {
   using T = ExpTraits<C>;
   x = max_keep<C, L>(splat<C, L>(C(-T::bias)), x);
-  x = min_keep<C, L>(splat<C, L>(C(T::bias + 1)), x);
   const Vec<C, L> shifted = x + T::round_magic;
   const Vec<C, L> f = x - (shifted - T::round_magic);
-  const Vec<C, L> y = horner<C, L>(f, T::exp2_poly) * f + C(1);
+  const Vec<C, L> y = polynomial<C, L>(f, T::exp2_poly) * f + C(1);
   return y * power_of_two<C, L>(shifted);
+}
+
+// The same for any x; exp2(inf) = inf.
+template <class C, int L>
+NSK_INLINE Vec<C, L> exp2(Vec<C, L> x) {
+  return exp2_bounded<C, L>(min_keep<C, L>(splat<C, L>(C(ExpTraits<C>::bias + 1)), x));
 }
 
 // tanh(x) = e / (e + 2) with e = exp(2x) - 1, which keeps full relative accuracy near 0.
@@ -85,7 +93,7 @@ NSK_INLINE Vec<C, L> tanh(Vec<C, L> x) {
   const Vec<C, L> n = shifted - T::round_magic;
   const Vec<C, L> r = (y - n * T::ln2_high) - n * T::ln2_low;
   const Vec<C, L> scale = power_of_two<C, L>(shifted);
-  const Vec<C, L> e = scale * (horner<C, L>(r, T::expm1_poly) * r * r + r) + (scale - C(1));
+  const Vec<C, L> e = scale * (polynomial<C, L>(r, T::expm1_poly) * r * r + r) + (scale - C(1));
   return e / (e + C(2));
 }
 
