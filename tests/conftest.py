@@ -1,0 +1,86 @@
+"""What every test shares: the backends and instruction sets that this machine has, one thread count, and a rule that
+nothing is skipped in silence."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+import torch
+from harness import Target
+
+# A skip for any other reason fails the run: a test that quietly stops running is no test.
+ALLOWED_SKIPS = (
+    r"needs a GPU",
+    r"needs Triton",
+    r"needs os\.fork",
+    r"needs /proc",
+)
+
+
+def cpu_targets() -> list[Target]:
+    """The native backend on every instruction set that this processor has. A missing native module is an error that
+    every test shows, never a reason to skip."""
+    try:
+        from nsk import _native
+    except ImportError:
+        return [Target("cpu")]
+    return [Target("cpu", isa) for isa in _native.isas()]
+
+
+CPU = cpu_targets()
+ALL = [*CPU, Target("eager")]
+
+
+@pytest.fixture(params=ALL, ids=str)
+def target(request: pytest.FixtureRequest) -> Iterator[Target]:
+    """Every backend that runs on this machine; active for the whole test."""
+    with request.param.active():
+        yield request.param
+
+
+@pytest.fixture(params=CPU, ids=str)
+def kernels(request: pytest.FixtureRequest) -> Iterator[Target]:
+    """The CPU kernels on each instruction set; active for the whole test."""
+    with request.param.active():
+        yield request.param
+
+
+@pytest.fixture(autouse=True)
+def _same_thread_count() -> Iterator[None]:
+    """Tests may change the number of threads; the next one starts from the same again."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def pytest_report_header() -> str:
+    return "nsk targets: " + ", ".join(map(str, ALL))
+
+
+_unexpected_skips: list[str] = []
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        if not any(re.search(pattern, reason) for pattern in ALLOWED_SKIPS):
+            _unexpected_skips.append(f"{report.nodeid}: {reason}")
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    if report.skipped:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        if not any(re.search(pattern, reason) for pattern in ALLOWED_SKIPS):
+            _unexpected_skips.append(f"{report.nodeid}: {reason}")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if _unexpected_skips:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for skip in _unexpected_skips:
+        terminalreporter.write_line(f"UNEXPECTED SKIP {skip}", red=True)
