@@ -91,7 +91,7 @@ struct ForwardBlock {
   using V = typename M::V;
   static constexpr int L = M::L, NR = NV * L;
   static constexpr int64_t kMaxPanels = NV == 1 ? 1 : 6;
-  static constexpr int64_t kKeys = kTileRows<NV> == 6 || kTileRows<NV> == 12 ? 96 : 128;
+  static constexpr int64_t kKeys = NV == 1 ? 2 * kTileRows<NV> : kTileRows<NV> == 6 ? 96 : 128;
 
   // A thread's tile memory.
   struct Workspace {
@@ -173,21 +173,23 @@ struct ForwardBlock {
       if (k1 == end) prefetch_gates();
       int clean = -1;  // whether the values of this tile are all finite; -1: not yet looked at
       const int64_t next = k1 + kKeys < end ? kKeys : end - k1;
-      for (int64_t p = 0; p < panels; ++p) {
-        prefetch_rows(key + (k1 - k0) * a.key.stride[2], a.key.stride[2], next, a.head_dim, p);
-        prefetch_rows(value + (k1 - k0) * a.value.stride[2], a.value.stride[2], next, a.head_dim_v, p);
-        panel_step(p, k0, k1, k, v, value, clean);
-      }
+      for (int64_t p = 0; p < panels; ++p) panel_step(p, k0, k1, k, v, value, clean, key, next);
     }
   }
 
-  // Asks for the part of the next tile's rows that falls to panel p, while this tile is worked on.
-  void prefetch_rows(const T* rows, int64_t stride, int64_t count, int64_t columns, int64_t p) const {
-    for (int64_t j = count * p / panels; j < count * (p + 1) / panels; ++j)
-      for (int64_t d = 0; d < columns; d += 64 / int64_t(sizeof(T))) __builtin_prefetch(rows + j * stride + d, 0, 2);
+  // With a single vector of queries the products wait for memory. While the scores of a tile are computed, its values
+  // are asked for, and while its values are summed, the next tile's keys; converted operands are a tile further ahead.
+  auto ahead(const T* rows, const nsk_view& v, int64_t count, int64_t columns, int64_t product_rows, int64_t k) const {
+    if constexpr (NV == 1) {
+      const bool dense = v.stride[2] == columns;
+      return spread<NV>(rows, dense ? count * columns * int64_t(sizeof(T)) : 0, product_rows, k);
+    } else {
+      return NothingAhead{};
+    }
   }
 
-  void panel_step(int64_t p, int64_t k0, int64_t k1, Broadcast<M> k, Broadcast<M> v, const T* value, int& clean) {
+  void panel_step(int64_t p, int64_t k0, int64_t k1, Broadcast<M> k, Broadcast<M> v, const T* value, int& clean,
+                  const T* key, int64_t next) {
     const PanelRange<NR>& range = w.ranges[p];
     int64_t b0 = range.any_begin > k0 ? range.any_begin : k0, b1 = range.any_end < k1 ? range.any_end : k1;
     if (b0 >= b1) return;
@@ -196,9 +198,12 @@ struct ForwardBlock {
     const int64_t keys = b1 - b0;
     const Masking kind = a.mask.data ? Masking::Bias : range.full(b0, b1) ? Masking::None : Masking::Range;
 
-    product<M, NV, Along::K, Into::Fresh>(keys, k.data + (b0 - k0) * k.stride, k.stride,
-                                          w.q + p * ceil_div(a.head_dim, M::pack) * NR,
-                                          ceil_div(a.head_dim, M::pack), w.s, NR);
+    const ptrdiff_t depth = ceil_div(a.head_dim, M::pack);
+    const bool in_place = sizeof(T) == sizeof(Unit);  // then this tile's values have not been touched yet
+    product<M, NV, Along::K, Into::Fresh>(
+        keys, k.data + (b0 - k0) * k.stride, k.stride, w.q + p * depth * NR, depth, w.s, NR, nullptr,
+        ahead(in_place ? value : value + (k1 - k0) * a.value.stride[2], a.value, in_place ? k1 - k0 : next,
+              a.head_dim_v, keys, depth));
     LaneMask<M, NV> mask{};
     if (kind == Masking::Range) mask.set_range(range, b0, b1);
     if (kind == Masking::Bias) {
@@ -217,7 +222,9 @@ struct ForwardBlock {
       if (!clean) return select_values(p, keys, kind, mask, value + (b0 - k0) * a.value.stride[2]);
     }
     product<M, NV, Along::Rows, Into::Rescale>(a.head_dim_v, v_data, v.stride, w.p, ceil_div(keys, M::pack),
-                                               o_panel(p), NR, state.rescale);
+                                               o_panel(p), NR, state.rescale,
+                                               ahead(key + (k1 - k0) * a.key.stride[2], a.key, next, a.head_dim,
+                                                     a.head_dim_v, ceil_div(keys, M::pack)));
   }
 
   // O^T = O^T * rescale + V^T P^T, one allowed pair at a time.

@@ -57,9 +57,17 @@ NSK_INLINE typename M::C unit_element(typename M::Unit unit, ptrdiff_t j) {
 enum class Along { K, Rows };           // what is contiguous in the broadcast operand
 enum class Into { Fresh, Add, Rescale };  // c = ab, c += ab, c = c * beta[lane] + ab
 
-template <class M, int R, int NV, Along A, Into I>
+// Memory to ask for while a product runs: one line per step of k, `step` bytes apart. For products of so few lanes that
+// reading their operands is the work: the next operand arrives while this one is multiplied.
+struct Ahead {
+  const char* at;
+  ptrdiff_t step;
+};
+struct NothingAhead {};
+
+template <class M, int R, int NV, Along A, Into I, class P>
 [[gnu::noinline]] void tile(const typename M::Unit* a, ptrdiff_t stride, const typename M::Unit* b, ptrdiff_t k,
-                            typename M::C* c, ptrdiff_t ldc, const typename M::C* beta) {
+                            typename M::C* c, ptrdiff_t ldc, const typename M::C* beta, P& ahead) {
   using V = typename M::V;
   using B = typename M::UnitVec;
   constexpr int L = M::L;
@@ -85,6 +93,10 @@ template <class M, int R, int NV, Along A, Into I>
 #endif
     }
     b += NV * L;
+    if constexpr (std::is_same_v<P, Ahead>) {
+      __builtin_prefetch(ahead.at, 0, 2);
+      ahead.at += ahead.step;
+    }
 #pragma GCC unroll 32
     for (int r = 0; r < R; ++r) {
       const typename M::Unit x = A == Along::K ? a[r * stride + i] : a[i * stride + r];
@@ -102,25 +114,32 @@ template <class M, int R, int NV, Along A, Into I>
 template <int NV>
 inline constexpr int kTileRows = kVectorRegisters == 32 ? (NV == 1 ? 16 : 8) : (NV == 1 ? 12 : 6);
 
-template <class M, int R, int NV, Along A, Into I>
+template <class M, int R, int NV, Along A, Into I, class P>
 void tail(ptrdiff_t rows, const typename M::Unit* a, ptrdiff_t stride, const typename M::Unit* b, ptrdiff_t k,
-          typename M::C* c, ptrdiff_t ldc, const typename M::C* beta) {
+          typename M::C* c, ptrdiff_t ldc, const typename M::C* beta, P& ahead) {
   if constexpr (R > 0) {
     if (rows == R)
-      tile<M, R, NV, A, I>(a, stride, b, k, c, ldc, beta);
+      tile<M, R, NV, A, I>(a, stride, b, k, c, ldc, beta, ahead);
     else
-      tail<M, R - 1, NV, A, I>(rows, a, stride, b, k, c, ldc, beta);
+      tail<M, R - 1, NV, A, I>(rows, a, stride, b, k, c, ldc, beta, ahead);
   }
 }
 
 // All rows of one panel. `stride`, `k` and the pointers a, b count units.
-template <class M, int NV, Along A, Into I>
+template <class M, int NV, Along A, Into I, class P = NothingAhead>
 void product(ptrdiff_t rows, const typename M::Unit* a, ptrdiff_t stride, const typename M::Unit* b, ptrdiff_t k,
-             typename M::C* c, ptrdiff_t ldc, const typename M::C* beta = nullptr) {
+             typename M::C* c, ptrdiff_t ldc, const typename M::C* beta = nullptr, P ahead = {}) {
   constexpr int R = kTileRows<NV>;
   const ptrdiff_t step = A == Along::K ? stride : 1;
-  for (; rows >= R; rows -= R, a += R * step, c += R * ldc) tile<M, R, NV, A, I>(a, stride, b, k, c, ldc, beta);
-  tail<M, R - 1, NV, A, I>(rows, a, stride, b, k, c, ldc, beta);
+  for (; rows >= R; rows -= R, a += R * step, c += R * ldc) tile<M, R, NV, A, I>(a, stride, b, k, c, ldc, beta, ahead);
+  tail<M, R - 1, NV, A, I>(rows, a, stride, b, k, c, ldc, beta, ahead);
+}
+
+// Spreads `bytes` from `at` over the steps of a product of `rows` rows and depth k.
+template <int NV>
+inline Ahead spread(const void* at, ptrdiff_t bytes, ptrdiff_t rows, ptrdiff_t k) {
+  const ptrdiff_t steps = (rows + kTileRows<NV> - 1) / kTileRows<NV> * k;
+  return {static_cast<const char*>(at), steps > 0 ? (bytes + steps - 1) / steps : 0};
 }
 
 }  // namespace nsk::NSK_ISA
