@@ -1,0 +1,51 @@
+"""The eager backend: the reference itself, on any device that torch serves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from nsk.reference.gated_sdpa import gated_sdpa_reference
+from nsk.spec.gated_sdpa import INPUTS
+
+NAME = "eager"
+
+
+def unavailable() -> list[str]:
+    """Nothing keeps torch from running torch."""
+    return []
+
+
+def describe() -> dict[str, str]:
+    return {"torch": torch.__version__}
+
+
+def unsupported(op: str, call) -> list[str]:
+    """Every call that the spec takes is served."""
+    return []
+
+
+def gated_sdpa_forward(call, out, lse) -> None:
+    """Writes ``out`` and ``lse``, allocated by the spec."""
+    with torch.no_grad():
+        out_value, lse_value = gated_sdpa_reference(call)
+    out.copy_(out_value)
+    lse.copy_(lse_value)
+
+
+def gated_sdpa_backward(call, out, lse, grad_out, grad_lse, grads) -> None:
+    """Fills every gradient of ``grads`` that is not ``None``, by autograd through the reference run again."""
+    wanted = [name for name in INPUTS if getattr(grads, name) is not None]
+    leaves = {name: getattr(call, name).detach().requires_grad_() for name in wanted}
+    with torch.enable_grad():
+        results = gated_sdpa_reference(replace(call, **leaves))
+    incoming = [(result, grad) for result, grad in zip(results, (grad_out, grad_lse), strict=True) if grad is not None]
+    incoming = [(result, grad) for result, grad in incoming if result.requires_grad]
+    if not incoming:
+        values = [torch.zeros_like(leaf) for leaf in leaves.values()]
+    else:
+        outputs, gradients = zip(*incoming, strict=True)
+        values = torch.autograd.grad(outputs, list(leaves.values()), gradients, allow_unused=True, materialize_grads=True)
+    for name, value in zip(wanted, values, strict=True):
+        getattr(grads, name).copy_(value)

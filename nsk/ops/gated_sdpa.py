@@ -1,0 +1,220 @@
+"""Sigmoid-gated scaled-dot-product attention."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+import nsk.ops.gated_sdpa_vmap  # noqa: F401  registers the rules of torch.func.vmap
+from nsk import dispatch
+from nsk.errors import UnsupportedInput
+from nsk.ops.gated_sdpa_autograd import GatedSdpaFunction
+from nsk.ops.gated_sdpa_library import normalised
+from nsk.spec.gated_sdpa_check import refuse
+
+_ALIGNMENTS = ("top_left", "bottom_right")
+
+
+def gated_sdpa(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    gate: Tensor | None = None,
+    *,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    causal_alignment: str = "top_left",
+    window: tuple[int | None, int | None] | None = None,
+    softcap: float = 0.0,
+    sink: Tensor | None = None,
+    scale: float | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    r"""Attention whose output is multiplied by the sigmoid of a gate.
+
+    .. math::
+        s_{ij} = \mathrm{scale}\; q_i \cdot k_j, \qquad
+        \mathrm{out}_i = \sigma(\mathrm{gate}_i) \odot \sum_j \mathrm{softmax}_j(s_{ij})\, v_j
+
+    over the keys that a query may see. Source: *Gated Attention for Large Language Models* (arXiv 2505.06708),
+    equation 5 at position G1.
+
+    Args:
+        query: ``[B, Hq, Sq, D]``. float32, bfloat16, float16 or float64, as ``key`` and ``value``; D and Dv up to 512.
+        key: ``[B, Hkv, Sk, D]``; ``Hq % Hkv == 0``, a KV head serves ``Hq / Hkv`` consecutive query heads.
+        value: ``[B, Hkv, Sk, Dv]``. These three and an elementwise gate take any strides with a unit last one.
+        gate: logits: ``[B, Hq, Sq, Dv]`` (elementwise), ``[B, Hq, Sq]`` (headwise) or ``None``; query's type or
+            float32, as a floating mask and the sink.
+        attn_mask: broadcastable to ``[B, Hq, Sq, Sk]``. Boolean: True = attend. Floating: added to the scores, ``-inf``
+            = not allowed.
+        is_causal: query i sees keys ``j <= i + off``.
+        causal_alignment: ``"top_left"``: ``off = 0``; ``"bottom_right"``: ``off = Sk - Sq``. Also moves ``window``.
+        window: ``(left, right)``: query i sees ``i + off - left <= j <= i + off + right``; ``None`` = unbounded.
+        softcap: if positive, scores become ``softcap * tanh(s / softcap)`` before the mask is added.
+        sink: ``[Hq]``, a logit per head that takes part in the softmax's denominator and attends to nothing.
+        scale: any finite number; ``None`` = ``D ** -0.5``.
+        return_lse: also return the logsumexp of the scores.
+
+    Returns:
+        ``out [B, Hq, Sq, Dv]`` in query's type and memory order, rounded once. With ``return_lse`` also ``lse
+        [B, Hq, Sq]``, the natural log of the sum of exponentials over the keys (not the sink), float32 (float64 for
+        float64), differentiable. A query that may see no key has ``out`` 0, ``lse`` -inf and zero gradients.
+
+    Raises:
+        nsk.UnsupportedInput: a shape, type, device, stride or option that no backend takes.
+        nsk.BackendUnavailable: the backend that :func:`nsk.use_backend` asks for cannot serve the call.
+
+    What a query may not see has no influence on it or on any gradient, NaN and inf included. Under autocast query,
+    key, value and gate (float64 apart) are cast to autocast's type here, and nowhere else. The second derivative is
+    not implemented and raises.
+
+    >>> import torch, nsk
+    >>> q, k, v, gate = torch.randn(4, 2, 8, 16, 64)         # 2 sequences, 8 heads, 16 positions, head_dim 64
+    >>> nsk.gated_sdpa(q, k, v, gate, is_causal=True).shape
+    torch.Size([2, 8, 16, 64])
+    """
+    options = _options(is_causal, causal_alignment, window, softcap, scale)
+    tensors = _autocast(query, key, value, gate)
+    out, lse = GatedSdpaFunction.apply(*tensors, attn_mask, sink, None, None, -1, -1, *options, dispatch.requested())
+    return (out, lse) if return_lse else out
+
+
+def gated_sdpa_varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    gate: Tensor | None = None,
+    *,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int | None = None,
+    max_seqlen_k: int | None = None,
+    is_causal: bool = False,
+    causal_alignment: str = "top_left",
+    window: tuple[int | None, int | None] | None = None,
+    softcap: float = 0.0,
+    sink: Tensor | None = None,
+    scale: float | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """:func:`gated_sdpa` on packed sequences of different lengths.
+
+    Args:
+        query: ``[Tq, Hq, D]``, the rows of all sequences one after the other.
+        key: ``[Tk, Hkv, D]``.
+        value: ``[Tk, Hkv, Dv]``.
+        gate: ``[Tq, Hq, Dv]``, ``[Tq, Hq]`` or ``None``.
+        cu_seqlens_q: ``[N + 1]`` int32 on query's device: sequence n has the query rows
+            ``cu_seqlens_q[n] .. cu_seqlens_q[n + 1] - 1``. Starts at 0, never decreases, ends at Tq.
+        cu_seqlens_k: the same for keys and values.
+        max_seqlen_q: a hint for scheduling, never trusted.
+        max_seqlen_k: likewise.
+
+    The other options apply to each sequence (``off = Sk_n - Sq_n`` for ``"bottom_right"``); there is no ``attn_mask``.
+
+    Returns:
+        ``out [Tq, Hq, Dv]``, and with ``return_lse`` also ``lse [Tq, Hq]``.
+
+    Raises:
+        nsk.UnsupportedInput: as :func:`gated_sdpa`, and for offsets that do not cut the rows into sequences.
+        nsk.BackendUnavailable: as :func:`gated_sdpa`.
+
+    >>> import torch, nsk
+    >>> q, k, v = torch.randn(3, 10, 4, 32)                   # 4 heads; sequences of 3 and 7 positions
+    >>> cu = torch.tensor([0, 3, 10], dtype=torch.int32)
+    >>> nsk.gated_sdpa_varlen(q, k, v, cu_seqlens_q=cu, cu_seqlens_k=cu, is_causal=True).shape
+    torch.Size([10, 4, 32])
+    """
+    for name, c in (("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k)):
+        if not isinstance(c, Tensor):
+            refuse(name, type(c).__name__, "an int32 tensor [N + 1]")
+    lengths = [-1 if n is None else _integer(name, n) for name, n in
+               (("max_seqlen_q", max_seqlen_q), ("max_seqlen_k", max_seqlen_k))]  # fmt: skip
+    options = _options(is_causal, causal_alignment, window, softcap, scale)
+    tensors = _autocast(query, key, value, gate)
+    out, lse = GatedSdpaFunction.apply(
+        *tensors, None, sink, cu_seqlens_q, cu_seqlens_k, *lengths, *options, dispatch.requested()
+    )
+    return (out, lse) if return_lse else out
+
+
+def explain(op: str, *args, **kwargs) -> str:
+    """Which backend would serve this call, and every reason why another would not.
+
+    Args:
+        op: ``"gated_sdpa"`` or ``"gated_sdpa_varlen"``; the other arguments are those of the call.
+
+    Returns:
+        A text, a line per backend and reason.
+
+    Raises:
+        nsk.UnsupportedInput: an unknown op, or a call that no backend takes.
+
+    >>> import nsk, torch
+    >>> q = torch.randn(1, 2, 4, 8)
+    >>> print(nsk.explain("gated_sdpa", q, q, q))             # doctest: +ELLIPSIS
+    gated_sdpa (requested: auto)
+    ...
+    """
+    if op == "gated_sdpa":
+        call = _explained(*args, **kwargs)
+    elif op == "gated_sdpa_varlen":
+        call = _explained(*args, **kwargs)
+    else:
+        refuse("op", repr(op), "'gated_sdpa' or 'gated_sdpa_varlen'")
+    return dispatch.explain("gated_sdpa", call)
+
+
+def _explained(
+    query, key, value, gate=None, *, attn_mask=None, sink=None, cu_seqlens_q=None, cu_seqlens_k=None, max_seqlen_q=None,
+    max_seqlen_k=None, is_causal=False, causal_alignment="top_left", window=None, softcap=0.0, scale=None,
+    return_lse=False,
+):  # fmt: skip
+    options = _options(is_causal, causal_alignment, window, softcap, scale)
+    tensors = _autocast(query, key, value, gate)
+    return normalised(*tensors, attn_mask, sink, cu_seqlens_q, cu_seqlens_k, -1, -1, *options)
+
+
+def _autocast(query, key, value, gate):
+    """The one place where autocast acts."""
+    if not isinstance(query, Tensor):
+        refuse("query", type(query).__name__, "a torch.Tensor")
+    device = query.device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return query, key, value, gate
+    to = torch.get_autocast_dtype(device)
+    narrow = (torch.float32, torch.bfloat16, torch.float16)
+    return tuple(t.to(to) if isinstance(t, Tensor) and t.dtype in narrow else t for t in (query, key, value, gate))
+
+
+def _integer(name: str, n: object) -> int:
+    if isinstance(n, bool) or not isinstance(n, int | torch.SymInt):
+        refuse(name, repr(n), "an integer >= 0 or None")
+    if n < 0:
+        refuse(name, n, "an integer >= 0 or None")
+    return n
+
+
+def _number(name: str, x: object) -> float:
+    if isinstance(x, bool) or not isinstance(x, int | float | torch.SymInt | torch.SymFloat):
+        refuse(name, repr(x), "a number")
+    return x
+
+
+def _options(is_causal, causal_alignment, window, softcap, scale) -> tuple:
+    """The keyword options as the op takes them."""
+    if not isinstance(is_causal, bool):
+        refuse("is_causal", repr(is_causal), "True or False")
+    if causal_alignment not in _ALIGNMENTS:
+        raise UnsupportedInput(f"causal_alignment: got {causal_alignment!r}; expected 'top_left' or 'bottom_right'")
+    left = right = None
+    if window is not None:
+        if not isinstance(window, tuple | list) or len(window) != 2:
+            refuse("window", repr(window), "(left, right), each an integer >= 0 or None, or None")
+        left, right = window
+    left = -1 if left is None else _integer("window", left)
+    right = -1 if right is None else _integer("window", right)
+    if scale is not None:
+        scale = float(_number("scale", scale))
+    softcap = float(_number("softcap", softcap))
+    return is_causal, causal_alignment == "bottom_right", left, right, softcap, scale

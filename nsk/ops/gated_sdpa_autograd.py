@@ -1,0 +1,74 @@
+"""Derivatives of ``torch.ops.nsk.gated_sdpa``, for autograd, torch.compile and torch.func.
+
+Saved for the backward are the inputs, out and lse. Only gradients that were asked for are computed. The second
+derivative is not defined and raises.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nsk.ops.gated_sdpa_library import LIBRARY, backward_op, forward_op
+
+_TENSORS = 6  # the leading arguments of the op that may have a gradient
+
+
+class _NoSecondDerivative(torch.autograd.Function):
+    """The identity on gradients; differentiating them again raises."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(t.view_as(t) for t in tensors[:count])
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx, *grads):
+        raise RuntimeError(
+            "nsk.gated_sdpa: the second derivative is not implemented; for double backward write the attention in "
+            "plain torch (nsk.reference.gated_sdpa is one way)"
+        )
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    out, lse = output
+    tensors, (cu_q, cu_k), options = inputs[:_TENSORS], inputs[_TENSORS : _TENSORS + 2], inputs[_TENSORS + 2 :]
+    ctx.save_for_backward(*tensors, cu_q, cu_k, out, lse)
+    ctx.options = options
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+    *inputs, out, lse = ctx.saved_tensors
+    needs = list(ctx.needs_input_grad[:_TENSORS])
+    nothing = (None,) * (2 + len(ctx.options))
+    if (grad_out is None and grad_lse is None) or not any(needs):
+        return (None,) * _TENSORS + nothing
+    grads = backward_op(grad_out, grad_lse, out, lse, *inputs, *ctx.options, needs)
+    if torch.is_grad_enabled():
+        differentiable = [t for t in (grad_out, grad_lse, *inputs[:_TENSORS]) if t is not None]
+        grads = _NoSecondDerivative.apply(len(grads), *grads, *differentiable)
+    remaining = iter(grads)
+    return tuple(next(remaining) if need else None for need in needs) + nothing
+
+
+class GatedSdpaFunction(torch.autograd.Function):
+    """What the public function calls: the form of autograd that torch.func understands."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(*args) -> tuple[Tensor, Tensor]:
+        return forward_op(*args)
+
+    setup_context = staticmethod(_setup_context)
+    backward = staticmethod(_backward)
+
+
+# A direct call of the op is differentiable too.
+torch.library.register_autograd("nsk::gated_sdpa", _backward, setup_context=_setup_context, lib=LIBRARY)
