@@ -1,7 +1,7 @@
 """Picks the backend of a call, or raises with the reasons.
 
-The choice is a function of the request, which is an argument of the op, and of the call's own tensors. The backward,
-which receives both, therefore runs where the forward ran, in compiled graphs too.
+The forward chooses when it runs, from what :func:`use_backend` asks for and from the call's own tensors. It records its
+choice as a number (:func:`number`), which the backward turns back into a name: it runs where the forward ran.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import logging
 import warnings
 from collections.abc import Iterator
 from types import ModuleType
+
+from torch import Tensor
 
 from nsk import backends as registry
 from nsk.errors import BackendUnavailable, UnsupportedInput
@@ -53,6 +55,19 @@ def use_backend(name: str) -> Iterator[None]:
 def requested() -> str:
     """The backend asked for by the innermost :func:`use_backend`."""
     return _requested.get()
+
+
+def number(name: str) -> int:
+    """A backend's name as the op saves it."""
+    return registry.NAMES.index(name)
+
+
+def named(served: Tensor) -> str:
+    """The backend that a forward recorded."""
+    i = int(served)
+    if not 0 <= i < len(registry.NAMES):
+        raise UnsupportedInput(f"served: got {i}; expected what the forward returned, 0 to {len(registry.NAMES) - 1}")
+    return registry.NAMES[i]
 
 
 def why_not(name: str, op: str, call) -> list[str]:

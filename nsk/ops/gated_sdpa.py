@@ -75,7 +75,7 @@ def gated_sdpa(
     """
     options = _options(is_causal, causal_alignment, window, softcap, scale)
     tensors = _autocast(query, key, value, gate)
-    out, lse = GatedSdpaFunction.apply(*tensors, attn_mask, sink, None, None, -1, -1, *options, dispatch.requested())
+    out, lse, _ = GatedSdpaFunction.apply(*tensors, attn_mask, sink, None, None, -1, -1, *options)
     return (out, lse) if return_lse else out
 
 
@@ -132,9 +132,7 @@ def gated_sdpa_varlen(
                (("max_seqlen_q", max_seqlen_q), ("max_seqlen_k", max_seqlen_k))]  # fmt: skip
     options = _options(is_causal, causal_alignment, window, softcap, scale)
     tensors = _autocast(query, key, value, gate)
-    out, lse = GatedSdpaFunction.apply(
-        *tensors, None, sink, cu_seqlens_q, cu_seqlens_k, *lengths, *options, dispatch.requested()
-    )
+    out, lse, _ = GatedSdpaFunction.apply(*tensors, None, sink, cu_seqlens_q, cu_seqlens_k, *lengths, *options)
     return (out, lse) if return_lse else out
 
 

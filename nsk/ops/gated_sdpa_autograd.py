@@ -36,20 +36,21 @@ class _NoSecondDerivative(torch.autograd.Function):
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    out, lse = output
+    out, lse, served = output
     tensors, (cu_q, cu_k), options = inputs[:_TENSORS], inputs[_TENSORS : _TENSORS + 2], inputs[_TENSORS + 2 :]
-    ctx.save_for_backward(*tensors, cu_q, cu_k, out, lse)
+    ctx.save_for_backward(*tensors, cu_q, cu_k, out, lse, served)
+    ctx.mark_non_differentiable(served)
     ctx.options = options
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
-    *inputs, out, lse = ctx.saved_tensors
+def _backward(ctx, grad_out: Tensor | None, grad_lse: Tensor | None, _) -> tuple[Tensor | None, ...]:
+    *inputs, out, lse, served = ctx.saved_tensors
     needs = list(ctx.needs_input_grad[:_TENSORS])
     nothing = (None,) * (2 + len(ctx.options))
     if (grad_out is None and grad_lse is None) or not any(needs):
         return (None,) * _TENSORS + nothing
-    grads = backward_op(grad_out, grad_lse, out, lse, *inputs, *ctx.options, needs)
+    grads = backward_op(grad_out, grad_lse, out, lse, served, *inputs, *ctx.options, needs)
     if torch.is_grad_enabled():
         differentiable = [t for t in (grad_out, grad_lse, *inputs[:_TENSORS]) if t is not None]
         grads = _NoSecondDerivative.apply(len(grads), *grads, *differentiable)
@@ -63,7 +64,7 @@ class GatedSdpaFunction(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*args) -> tuple[Tensor, Tensor]:
+    def forward(*args) -> tuple[Tensor, Tensor, Tensor]:
         return forward_op(*args)
 
     setup_context = staticmethod(_setup_context)

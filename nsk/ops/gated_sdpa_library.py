@@ -1,7 +1,8 @@
 """``torch.ops.nsk.gated_sdpa`` and its backward: schemas, kernels, fakes.
 
 Validation happens here and nowhere else, so that a direct call is checked like the public function's; dispatch too, so
-that a graph holds the op and not one machine's choice. ``backend`` is the request, and travels to the backward.
+that a graph holds the op and not one machine's choice. The third output, ``served``, records the backend that ran, as
+a number in a tensor: it is saved with the others, and the backward obeys it, in compiled graphs too.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ LIBRARY = torch.library.Library("nsk", "DEF")
 _TENSORS = "Tensor query, Tensor key, Tensor value, Tensor? gate, Tensor? attn_mask, Tensor? sink"
 _OPTIONS = (
     "Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, SymInt max_seqlen_q, SymInt max_seqlen_k, bool is_causal, "
-    "bool bottom_right, SymInt window_left, SymInt window_right, float softcap, float? scale, str backend"
+    "bool bottom_right, SymInt window_left, SymInt window_right, float softcap, float? scale"
 )
-LIBRARY.define(f"gated_sdpa({_TENSORS}, {_OPTIONS}) -> (Tensor out, Tensor lse)")
+LIBRARY.define(f"gated_sdpa({_TENSORS}, {_OPTIONS}) -> (Tensor out, Tensor lse, Tensor served)")
 LIBRARY.define(
-    f"gated_sdpa_backward(Tensor? grad_out, Tensor? grad_lse, Tensor out, Tensor lse, {_TENSORS}, {_OPTIONS}, "
+    f"gated_sdpa_backward(Tensor? grad_out, Tensor? grad_lse, Tensor out, Tensor lse, Tensor served, {_TENSORS}, {_OPTIONS}, "
     "bool[] needs) -> Tensor[]"
 )
 
@@ -51,7 +52,7 @@ def normalised(
     softcap: float,
     scale: float | None,
 ) -> GatedSdpaCall:
-    """The op's arguments (without ``backend``) as a checked call."""
+    """The op's arguments as a checked call."""
     call = GatedSdpaCall(
         query, key, value, gate, attn_mask, sink, is_causal, bottom_right, window_left, window_right, softcap,
         1.0 if scale is None else scale, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
@@ -62,17 +63,16 @@ def normalised(
     return call
 
 
-def _forward(*args) -> tuple[Tensor, Tensor]:
-    *arguments, backend = args
-    call = normalised(*arguments)
-    chosen = dispatch.select("gated_sdpa", call, backend)
+def _forward(*args) -> tuple[Tensor, Tensor, Tensor]:
+    call = normalised(*args)
+    chosen = dispatch.select("gated_sdpa", call, dispatch.requested())
     out, lse = spec.allocate_forward(call)
     chosen.gated_sdpa_forward(call, out, lse)
-    return out, lse
+    return out, lse, torch.full((), dispatch.number(chosen.NAME), dtype=torch.int8)
 
 
-def _forward_fake(*args) -> tuple[Tensor, Tensor]:
-    return spec.allocate_forward(normalised(*args[:-1]))
+def _forward_fake(*args) -> tuple[Tensor, Tensor, Tensor]:
+    return *spec.allocate_forward(normalised(*args)), torch.empty((), dtype=torch.int8)
 
 
 def _prepare_backward(
@@ -83,10 +83,10 @@ def _prepare_backward(
     return call, spec.allocate_gradients(call, needs)
 
 
-def _backward(grad_out, grad_lse, out, lse, *args) -> list[Tensor]:
-    *arguments, backend, needs = args
+def _backward(grad_out, grad_lse, out, lse, served, *args) -> list[Tensor]:
+    *arguments, needs = args
     call, grads = _prepare_backward(grad_out, grad_lse, out, lse, arguments, needs)
-    chosen = dispatch.select("gated_sdpa", call, backend)
+    chosen = dispatch.select("gated_sdpa", call, dispatch.named(served))
     if grad_out is None:
         grad_out = torch.zeros_like(out)
     elif grad_out.stride(-1) != 1:  # out.sum().backward() expands a scalar
@@ -95,8 +95,8 @@ def _backward(grad_out, grad_lse, out, lse, *args) -> list[Tensor]:
     return grads.wanted()
 
 
-def _backward_fake(grad_out, grad_lse, out, lse, *args) -> list[Tensor]:
-    *arguments, _, needs = args
+def _backward_fake(grad_out, grad_lse, out, lse, served, *args) -> list[Tensor]:
+    *arguments, needs = args
     _, grads = _prepare_backward(grad_out, grad_lse, out, lse, arguments, needs)
     return grads.wanted()
 

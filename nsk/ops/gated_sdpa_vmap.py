@@ -50,21 +50,21 @@ def _fold_inputs(info, in_dims: tuple, args: tuple) -> tuple[list, tuple]:
 
 def _forward(info, in_dims, *args):
     tensors, rest = _fold_inputs(info, in_dims, args)
-    out, lse = forward_op(*tensors, *rest)
-    return (_unfold(out, info.batch_size), _unfold(lse, info.batch_size)), (0, 0)
+    out, lse, served = forward_op(*tensors, *rest)
+    return (_unfold(out, info.batch_size), _unfold(lse, info.batch_size), served), (0, 0, None)
 
 
-def _backward(info, in_dims, grad_out, grad_lse, out, lse, *args):
+def _backward(info, in_dims, grad_out, grad_lse, out, lse, served, *args):
     *args, needs = args
     size = info.batch_size
     if needs[5]:
         raise UnsupportedInput("vmap: got a sink that asks for a gradient; fold the mapped dimension into the heads")
-    tensors, rest = _fold_inputs(info, in_dims[4:], tuple(args))
+    tensors, rest = _fold_inputs(info, in_dims[5:], tuple(args))
     results = [_fold(t, d, size) for t, d in zip((grad_out, grad_lse, out, lse), in_dims[:4], strict=True)]
     results[2] = results[2].contiguous()
-    grads = [_unfold(g, size) for g in backward_op(*results, *tensors, *rest, needs)]
+    grads = [_unfold(g, size) for g in backward_op(*results, served, *tensors, *rest, needs)]
     if needs[4]:
-        mask, dim = args[4], in_dims[8]
+        mask, dim = args[4], in_dims[9]
         shape = mask.shape if dim is None else mask.movedim(dim, 0).shape[1:]
         if len(shape) < 4 or shape[0] == 1:
             grads[-1] = grads[-1].sum(1)
