@@ -31,6 +31,7 @@ struct PositionMask {
     int64_t begin = left < 0 ? 0 : center - left;
     int64_t end = right < 0 ? seqlen_k : center + right + 1;
     if (begin < 0) begin = 0;
+    if (begin > seqlen_k) begin = seqlen_k;
     if (end > seqlen_k) end = seqlen_k;
     if (end < begin) end = begin;
     return {begin, end};

@@ -46,11 +46,15 @@ const Choice choices[] = {
     {&portable::kernels, [] { return true; }},
 };
 
-const Kernels* find(const char* name) {
+}  // namespace
+
+const Kernels* find_kernels(const char* name) {
   for (const Choice& c : choices)
     if (c.usable() && (!name || !std::strcmp(c.kernels->name, name))) return c.kernels;
   return nullptr;
 }
+
+namespace {
 
 std::atomic<const Kernels*> current{nullptr};
 
@@ -58,8 +62,8 @@ const Kernels& kernels() {
   const Kernels* k = current.load(std::memory_order_acquire);
   if (!k) {
     const char* wish = std::getenv("NSK_CPU_ISA");
-    k = wish && *wish ? find(wish) : nullptr;
-    if (!k) k = find(nullptr);
+    k = wish && *wish ? find_kernels(wish) : nullptr;
+    if (!k) k = find_kernels(nullptr);
     current.store(k, std::memory_order_release);
   }
   return *k;
@@ -104,7 +108,7 @@ const char* nsk_cpu_isa_name(int index) {
 const char* nsk_cpu_isa(void) { return nsk::kernels().name; }
 
 int nsk_cpu_set_isa(const char* name) {
-  const nsk::Kernels* k = nsk::find(name);
+  const nsk::Kernels* k = nsk::find_kernels(name);
   if (k) nsk::current.store(k, std::memory_order_release);
   return k != nullptr;
 }

@@ -14,4 +14,7 @@ struct Kernels {
   double (*measure_read)(const void* buffer, int64_t bytes, int32_t threads, double seconds);
 };
 
+// Those of a named instruction set, or of the best (null), if this processor can run them; else null.
+const Kernels* find_kernels(const char* name);
+
 }  // namespace nsk
