@@ -9,7 +9,7 @@ import nsk.ops.gated_sdpa_vmap  # noqa: F401  registers the rules of torch.func.
 from nsk import dispatch
 from nsk.errors import UnsupportedInput
 from nsk.ops.gated_sdpa_autograd import GatedSdpaFunction
-from nsk.ops.gated_sdpa_library import normalised
+from nsk.ops.gated_sdpa_library import forward_op, normalised
 from nsk.spec.gated_sdpa_check import refuse
 
 _ALIGNMENTS = ("top_left", "bottom_right")
@@ -75,7 +75,7 @@ def gated_sdpa(
     """
     options = _options(is_causal, causal_alignment, window, softcap, scale)
     tensors = _autocast(query, key, value, gate)
-    out, lse, _ = GatedSdpaFunction.apply(*tensors, attn_mask, sink, None, None, -1, -1, *options)
+    out, lse, _ = _call(*tensors, attn_mask, sink, None, None, -1, -1, *options)
     return (out, lse) if return_lse else out
 
 
@@ -132,7 +132,7 @@ def gated_sdpa_varlen(
                (("max_seqlen_q", max_seqlen_q), ("max_seqlen_k", max_seqlen_k))]  # fmt: skip
     options = _options(is_causal, causal_alignment, window, softcap, scale)
     tensors = _autocast(query, key, value, gate)
-    out, lse, _ = GatedSdpaFunction.apply(*tensors, None, sink, cu_seqlens_q, cu_seqlens_k, *lengths, *options)
+    out, lse, _ = _call(*tensors, None, sink, cu_seqlens_q, cu_seqlens_k, *lengths, *options)
     return (out, lse) if return_lse else out
 
 
@@ -171,6 +171,13 @@ def _explained(
     options = _options(is_causal, causal_alignment, window, softcap, scale)
     tensors = _autocast(query, key, value, gate)
     return normalised(*tensors, attn_mask, sink, cu_seqlens_q, cu_seqlens_k, -1, -1, *options)
+
+
+def _call(*args):
+    """The op; under autograd only where some input asks for a gradient, which halves the cost of a small call."""
+    if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in args[:6]):
+        return GatedSdpaFunction.apply(*args)
+    return forward_op(*args)
 
 
 def _autocast(query, key, value, gate):

@@ -6,7 +6,9 @@ the GIL while it works.
 
 from __future__ import annotations
 
+import functools
 import importlib
+import os
 from types import ModuleType
 
 import torch
@@ -16,14 +18,21 @@ NAME = "cpu"
 _OPS = ("gated_sdpa",)
 
 
+@functools.cache
 def _load() -> tuple[ModuleType | None, str]:
+    """The native module, or why there is none."""
     try:
-        return importlib.import_module("nsk._native"), ""
+        native = importlib.import_module("nsk._native")
     except ImportError as error:
         return None, (
-            f"the native module nsk._native cannot be imported ({error}); build it with `pip install .` in nsk's "
-            "source tree (needs g++ or clang++)"
+            f"has no native module nsk._native ({error}); build it with `pip install .` in nsk's source tree "
+            "(needs g++ or clang++)"
         )
+    wish = os.environ.get("NSK_CPU_ISA")
+    if wish and wish not in native.isas():
+        usable = ", ".join(native.isas())
+        return None, f"was told NSK_CPU_ISA={wish}, which is not usable here; usable: {usable}"
+    return native, ""
 
 
 def unavailable() -> list[str]:
@@ -48,12 +57,11 @@ def describe() -> dict[str, str]:
 
 def unsupported(op: str, call) -> list[str]:
     """Reasons against this very call; empty when the kernels serve it. The spec's own checks come before."""
-    reasons = []
     if op not in _OPS:
-        reasons.append(f"has no kernel for {op}")
+        return [f"has no kernel for {op}"]
     if call.query.device.type != "cpu":
-        reasons.append(f"query is on {call.query.device}, this backend runs on the CPU")
-    return reasons
+        return [f"runs on the CPU, and query is on {call.query.device}"]
+    return []
 
 
 def gated_sdpa_forward(call, out, lse) -> None:
