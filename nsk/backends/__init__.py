@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from types import ModuleType
 
@@ -20,6 +21,7 @@ ABSENT = {
 NAMES = (*MODULES, *ABSENT)
 
 
+@functools.cache
 def get(name: str) -> ModuleType:
     """The module of a backend in :data:`MODULES`."""
     return importlib.import_module(MODULES[name])
