@@ -229,7 +229,7 @@ struct BackwardTile {
       for (int64_t j = 0; j < keys; j += 2) fill_zero(w.ds_pairs + j / 2 * kRows + p * NR, NR);
   }
 
-  // P^T = exp2(S - L), dS^T = P (dP - delta), in the layouts that the products read.
+  // P^T = exp(S - L), dS^T = P (dP - delta), in the layouts that the products read.
   template <Masking K, bool kSoftcap>
   void probabilities(int64_t p, int64_t begin, int64_t end, const LaneMask<M, NV>& mask) {
     const C* norm = w.norm + p * NR;
@@ -241,17 +241,17 @@ struct BackwardTile {
       V slope = splat<C, L>(C(1)), t;
       if constexpr (kSoftcap) {
         const V h = tanh<C, L>(raw * scale.to_tanh);
-        t = h * scale.from_tanh;
+        t = h * scale.cap;
         if (!for_mask) slope = C(1) - h * h;
       } else {
-        t = raw * scale.factor;
+        t = raw * scale.scale;
       }
       t = mask.template apply<K>(t, j - begin, v);
-      prob = mask.template select<K>(exp2<C, L>(t - load<V>(norm + v * L)), j - begin, v);
+      prob = mask.template select<K>(exp2<C, L>((t - load<V>(norm + v * L)) * C(kLog2e)), j - begin, v);
       if (!need_ds) return;
       ds = prob * (load<V>(w.dp + at) - load<V>(delta + v * L));
       if (two_norms)
-        ds += exp2<C, L>(t - load<V>(w.lse + p * NR + v * L)) * load<V>(w.grad_lse + p * NR + v * L);
+        ds += exp2<C, L>((t - load<V>(w.lse + p * NR + v * L)) * C(kLog2e)) * load<V>(w.grad_lse + p * NR + v * L);
       if constexpr (kSoftcap) ds *= slope;
       ds = mask.template select<K>(ds, j - begin, v);
     };

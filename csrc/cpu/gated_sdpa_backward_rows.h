@@ -16,7 +16,7 @@ struct BackwardRow {
   using C = typename M::C;
   static constexpr int L = kLanes<C>;
 
-  C lse;        // log2 domain; 0 where dead
+  C lse;        // 0 where dead
   C norm;       // the same with the sink
   C delta;
   C grad_lse;
@@ -28,16 +28,15 @@ struct BackwardRow {
     const nsk_gated_sdpa& a = g.forward;
     const double lse_value = load_scalar(a.lse, offset(a.lse, b, row.head, row.i));
     dead = lse_value == -kInfinity<double>;
-    lse = norm = dead ? C(0) : C(lse_value * kLog2e);
+    lse = norm = dead ? C(0) : C(lse_value);
     delta = dead ? clear(g, b, row, d_o) : gate(g, b, row, d_o);
     grad_lse = g.grad_lse.data && !dead ? C(load_scalar(g.grad_lse, offset(g.grad_lse, b, row.head, row.i))) : C(0);
     grad_sink = 0;
     if (a.sink.data && !dead) {
-      const double sink = load_scalar(a.sink, row.head * a.sink.stride[1]) * kLog2e, base = lse_value * kLog2e;
-      const double top = sink > base ? sink : base;
-      const double full = top + __builtin_log2(__builtin_exp2(base - top) + __builtin_exp2(sink - top));
+      const double sink = load_scalar(a.sink, row.head * a.sink.stride[1]), gap = sink - lse_value;
+      const double full = (gap > 0 ? sink : lse_value) + __builtin_log1p(__builtin_exp(gap > 0 ? -gap : gap));
       norm = C(full);
-      grad_sink = -__builtin_exp2(sink - full) * double(delta);
+      grad_sink = -__builtin_exp(sink - full) * double(delta);
     }
   }
 
@@ -58,7 +57,8 @@ struct BackwardRow {
     const nsk_gated_sdpa& a = g.forward;
     const bool elementwise = a.gate_kind == NSK_GATE_ELEMENTWISE, headwise = a.gate_kind == NSK_GATE_HEADWISE;
     const C head_gate = headwise ? C(load_scalar(a.gate, offset(a.gate, b, row.head, row.i))) : C(0);
-    Vec<C, L> sigma = splat<C, L>(headwise ? scalar_sigmoid(head_gate) : C(1)), sum{};
+    Vec<C, L> sigma = splat<C, L>(headwise ? scalar_sigmoid(head_gate) : C(1));
+    double sum[L] = {};
     const T* d_out = at<const T>(g.grad_out, b, row.head, row.i);
     const T* out = at<const T>(a.out, b, row.head, row.i);
     const int64_t gate_at = a.gate.data ? offset(a.gate, b, row.head, row.i) : 0;
@@ -74,9 +74,13 @@ struct BackwardRow {
       }
       const Vec<C, L> x = dy * sigma;
       left >= L ? store(d_o + d, x) : store_partial<C, L>(d_o + d, x, left);
-      sum += y * output_weight(dy, x, sigma);
+      // The sum decides how well rows of dS cancel; in double it costs nothing next to the products.
+      const Vec<C, L> weight = output_weight(dy, x, sigma);
+      for (int i = 0; i < L; ++i) sum[i] += double(y[i]) * double(weight[i]);
     }
-    const C delta = reduce_add<C, L>(sum);
+    double total = 0;
+    for (double s : sum) total += s;
+    const C delta = C(total);
     if (headwise && g.grad_gate.data)
       store_scalar(g.grad_gate, offset(g.grad_gate, b, row.head, row.i), delta * scalar_sigmoid(-head_gate));
     return delta;

@@ -1,5 +1,5 @@
-// The mask tile: what attn_mask and the key range say of [keys][lanes] scores, as a bias in the log2 domain that is
-// -inf exactly where a key is not allowed.
+// The mask tile: what attn_mask and the key range say of [keys][lanes] scores, as a bias that is -inf
+// exactly where a key is not allowed.
 #pragma once
 
 #include "gated_sdpa_problem.h"
@@ -38,7 +38,7 @@ struct PanelRange {
 
 template <class C, class T>
 inline C bias_value(T x) {
-  return C(to_float(x)) * C(kLog2e);
+  return C(to_float(x));
 }
 template <class C>
 inline C bias_value(bool allowed) {

@@ -283,13 +283,12 @@ struct ForwardBlock {
     double sum = state.sum[r], max = state.max[r];
     const bool dead = sum == 0 && !any_allowed(row);
     const double lse =
-        dead ? -kInfinity<double> : sum == 0 ? __builtin_nan("") : (max + __builtin_log2(sum)) * kLn2;
+        dead ? -kInfinity<double> : sum == 0 ? __builtin_nan("") : max + __builtin_log(sum);
     static_cast<C*>(a.lse.data)[offset(a.lse, b, row.head, row.i)] = C(lse);
     double weight = sum == 0 ? __builtin_nan("") : 1 / sum;
     if (a.sink.data && sum != 0) {
-      const double sink = load_scalar(a.sink, row.head * a.sink.stride[1]) * kLog2e;
-      const double top = sink > max ? sink : max;
-      weight = __builtin_exp2(max - top) / (sum * __builtin_exp2(max - top) + __builtin_exp2(sink - top));
+      const double sink = load_scalar(a.sink, row.head * a.sink.stride[1]), top = sink > max ? sink : max;
+      weight = __builtin_exp(max - top) / (sum * __builtin_exp(max - top) + __builtin_exp(sink - top));
     }
     if (a.gate_kind == NSK_GATE_HEADWISE) weight *= scalar_sigmoid(C(load_scalar(a.gate, to.gate)));
     to.weight = weight;

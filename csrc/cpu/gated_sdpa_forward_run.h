@@ -110,7 +110,7 @@ class ForwardRun {
         C weight[NR];
         for (int r = 0; r < NR; ++r) {
           const C max = part[size + r];
-          weight[r] = max == -kInfinity<C> ? C(0) : C(__builtin_exp2(max - state.max[r]));
+          weight[r] = max == -kInfinity<C> ? C(0) : C(__builtin_exp(double(max) - double(state.max[r])));
           state.sum[r] += weight[r] * part[size + NR + r];
         }
         for (int64_t d = 0; d < work.a.head_dim_v; ++d)

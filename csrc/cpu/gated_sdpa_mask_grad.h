@@ -28,7 +28,7 @@ class MaskGradient {
           const int64_t tile = unit % tiles, h = unit / tiles % size[1], b = unit / tiles / size[1];
           const int64_t first = size[2] > 1 ? tile * Tile::kRows : 0;
           const int64_t last = size[2] > 1 && first + Tile::kRows < a.seqlen_q ? first + Tile::kRows : a.seqlen_q;
-          const Buffer<C> sum((size[2] > 1 ? last - first : 1) * size[3]);
+          const Buffer<double> sum((size[2] > 1 ? last - first : 1) * size[3]);
           if (sum.failed()) {
             __atomic_store_n(&failed, true, __ATOMIC_RELAXED);
             return;
@@ -44,7 +44,7 @@ class MaskGradient {
  private:
   // Sums over every batch and head that mask entry (b, h) serves, and over queries first .. last - 1 if it has no rows.
   static void add_all(const nsk_gated_sdpa_backward& g, int64_t b, int64_t h, int64_t first, int64_t last,
-                      const Buffer<C>& sum, char* memory) {
+                      const Buffer<double>& sum, char* memory) {
     const nsk_gated_sdpa& a = g.forward;
     const auto& size = g.mask_size;
     fill_zero(sum.data(), (size[2] > 1 ? last - first : 1) * size[3]);
@@ -62,7 +62,7 @@ class MaskGradient {
       }
   }
 
-  static void add_tile(Tile& tile, int64_t k0, int64_t k1, const int64_t* size, const Buffer<C>& sum) {
+  static void add_tile(Tile& tile, int64_t k0, int64_t k1, const int64_t* size, const Buffer<double>& sum) {
     using M = typename Tile::M;
     const nsk_gated_sdpa& a = tile.a;
     const int64_t kv_head = tile.head / (a.heads_q / a.heads_kv);
@@ -75,7 +75,7 @@ class MaskGradient {
       tile.panel_scores(p, k0, k1, k, v, seen);
       for (int r = 0; r < Tile::NR && p * Tile::NR + r < tile.count; ++r) {
         const int64_t q = p * Tile::NR + r;
-        C* row = sum.data() + (size[2] > 1 ? q * size[3] : 0);
+        double* row = sum.data() + (size[2] > 1 ? q * size[3] : 0);
         for (int64_t j = seen.begin; j < seen.end; ++j)
           row[size[3] > 1 ? k0 + j : 0] += tile.w.dp[j * Tile::kRows + q];
       }

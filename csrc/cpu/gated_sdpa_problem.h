@@ -82,18 +82,16 @@ inline C scalar_sigmoid(C x) {
   return sigmoid<C, kLanes<C>>(splat<C, kLanes<C>>(x))[0];
 }
 
-// The constants of a score: s = scale * acc, or softcap * tanh(scale * acc / softcap); all kernels work on s * log2(e).
+// The constants of a score: s = scale * acc, or softcap * tanh(scale * acc / softcap).
 template <class C>
 struct ScoreScale {
-  C factor;      // log2(e) * scale
-  C to_tanh;     // scale / softcap
-  C from_tanh;   // log2(e) * softcap
+  C scale;
+  C to_tanh;  // scale / softcap
+  C cap;
   bool softcap;
 
   explicit ScoreScale(const nsk_gated_sdpa& a)
-      : factor(C(a.scale * kLog2e)),
-        to_tanh(a.softcap > 0 ? C(a.scale / a.softcap) : C(0)),
-        from_tanh(C(a.softcap * kLog2e)),
+      : scale(C(a.scale)), to_tanh(a.softcap > 0 ? C(a.scale / a.softcap) : C(0)), cap(C(a.softcap)),
         softcap(a.softcap > 0) {}
 };
 

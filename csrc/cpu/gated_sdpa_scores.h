@@ -82,16 +82,16 @@ NSK_INLINE void with_score_kind(Masking kind, bool softcap, F&& f) {
   }
 }
 
-// The scores in the log2 domain: scale, softcap, mask.
+// The scores before the mask.
 template <class M, bool kSoftcap>
 NSK_INLINE typename M::V scaled(typename M::V acc, const ScoreScale<typename M::C>& scale) {
   if constexpr (kSoftcap)
-    return tanh<typename M::C, M::L>(acc * scale.to_tanh) * scale.from_tanh;
+    return tanh<typename M::C, M::L>(acc * scale.to_tanh) * scale.cap;
   else
-    return acc * scale.factor;
+    return acc * scale.scale;
 }
 
-// The running state of the online softmax of one panel: maximum (log2 domain), sum, and the factor by which the last
+// The running state of the online softmax of one panel: maximum, sum, and the factor by which the last
 // step asks older sums to be rescaled.
 template <class M, int NV>
 struct SoftmaxState {
@@ -121,11 +121,11 @@ void online_softmax(typename M::C* s, typename M::Unit* p, ptrdiff_t keys, const
   if constexpr (kPlain) {
     // The largest score belongs to the largest product, or the smallest if the scale is negative.
     using I = Vec<Int<C>, L>;
-    const I flip = scale.factor < 0 ? (I)splat<C, L>(C(-0.0)) : I{};
+    const I flip = scale.scale < 0 ? (I)splat<C, L>(C(-0.0)) : I{};
     for (ptrdiff_t j = 0; j < keys; ++j)
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) max[v] = max_keep<C, L>(max[v], (V)(load<I>(s + j * NR + v * L) ^ flip));
-    for (int v = 0; v < NV; ++v) max[v] = (V)((I)max[v] ^ flip) * scale.factor;
+    for (int v = 0; v < NV; ++v) max[v] = (V)((I)max[v] ^ flip) * scale.scale;
   } else {
     for (ptrdiff_t j = 0; j < keys; ++j)
 #pragma GCC unroll 4
@@ -141,14 +141,14 @@ void online_softmax(typename M::C* s, typename M::Unit* p, ptrdiff_t keys, const
   for (int v = 0; v < NV; ++v) {
     // A lane that has seen nothing yet has maximum -inf; pivoting on 0 keeps -inf - -inf out.
     pivot[v] = max[v] == splat<C, L>(-kInfinity<C>) ? V{} : max[v];
-    const V rescale = exp2<C, L>(load<V>(state.max + v * L) - pivot[v]);
+    const V rescale = exp2_bounded<C, L>((load<V>(state.max + v * L) - pivot[v]) * C(kLog2e));
     store(state.rescale + v * L, rescale);
     sum[v] = load<V>(state.sum + v * L) * rescale;
   }
   auto probability = [&](ptrdiff_t j, int v) {
     V t = load<V>(s + j * NR + v * L);
-    if constexpr (kPlain) t = t * scale.factor;
-    const V e = exp2_bounded<C, L>(t - pivot[v]);
+    if constexpr (kPlain) t = t * scale.scale;
+    const V e = exp2_bounded<C, L>((t - pivot[v]) * C(kLog2e));
     sum[v] += e;
     return e;
   };

@@ -82,25 +82,39 @@ NSK_INLINE Vec<C, L> exp2(Vec<C, L> x) {
   return exp2_bounded<C, L>(min_keep<C, L>(splat<C, L>(C(ExpTraits<C>::bias + 1)), x));
 }
 
+// x = n ln2 + r, with the product n ln2 in two parts so that r is exact where exp(x) is large or small.
+template <class C, int L>
+struct Reduced {
+  Vec<C, L> shifted, r;
+
+  explicit NSK_INLINE Reduced(Vec<C, L> x) {
+    using T = ExpTraits<C>;
+    shifted = x * C(kLog2e) + T::round_magic;
+    const Vec<C, L> n = shifted - T::round_magic;
+    r = (x - n * T::ln2_high) - n * T::ln2_low;
+  }
+  NSK_INLINE Vec<C, L> expm1_r() const { return polynomial<C, L>(r, ExpTraits<C>::expm1_poly) * r * r + r; }
+};
+
 // tanh(x) = e / (e + 2) with e = exp(2x) - 1, which keeps full relative accuracy near 0.
 template <class C, int L>
 NSK_INLINE Vec<C, L> tanh(Vec<C, L> x) {
-  using T = ExpTraits<C>;
-  const Vec<C, L> limit = splat<C, L>(T::tanh_saturates);
+  const Vec<C, L> limit = splat<C, L>(ExpTraits<C>::tanh_saturates);
   const Vec<C, L> clamped = min_keep<C, L>(limit, max_keep<C, L>(-limit, x));
-  const Vec<C, L> y = clamped + clamped;
-  const Vec<C, L> shifted = y * C(kLog2e) + T::round_magic;
-  const Vec<C, L> n = shifted - T::round_magic;
-  const Vec<C, L> r = (y - n * T::ln2_high) - n * T::ln2_low;
-  const Vec<C, L> scale = power_of_two<C, L>(shifted);
-  const Vec<C, L> e = scale * (polynomial<C, L>(r, T::expm1_poly) * r * r + r) + (scale - C(1));
+  const Reduced<C, L> y(clamped + clamped);
+  const Vec<C, L> scale = power_of_two<C, L>(y.shifted);
+  const Vec<C, L> e = scale * y.expm1_r() + (scale - C(1));
   return e / (e + C(2));
 }
 
-// 1 / (1 + exp(-x)): exactly 0 and 1 at -inf and +inf.
+// 1 / (1 + exp(-x)), with full relative accuracy where it is small: exactly 0 and 1 at -inf and +inf.
 template <class C, int L>
 NSK_INLINE Vec<C, L> sigmoid(Vec<C, L> x) {
-  return C(1) / (exp2<C, L>(x * C(-kLog2e)) + C(1));
+  using T = ExpTraits<C>;
+  const Vec<C, L> low = splat<C, L>(C(-T::bias * kLn2)), high = splat<C, L>(C((T::bias + 1) * kLn2));
+  const Reduced<C, L> y(min_keep<C, L>(high, max_keep<C, L>(low, -x)));
+  const Vec<C, L> e = power_of_two<C, L>(y.shifted) * (y.expm1_r() + C(1));
+  return C(1) / (e + C(1));
 }
 
 }  // namespace nsk::NSK_ISA

@@ -89,7 +89,8 @@ def gated_sdpa_reference(call: GatedSdpaCall) -> tuple[Tensor, Tensor]:
 
     out = _weighted_values(p.to(v.dtype), v, allowed, finite and bool(p.isfinite().all()))
     if gate is not None:
-        out = out * torch.sigmoid(gate[..., None] if call.headwise else gate)
+        gate = gate[..., None] if call.headwise else gate
+        out = out * torch.sigmoid(torch.where(alive[..., None], gate, 0))
     return torch.where(alive[..., None], out, 0).to(q.dtype), lse.to(call.accumulate)
 
 
