@@ -16,6 +16,13 @@
 
 namespace nsk::NSK_ISA {
 
+// Above this, lse in C is too coarse for exp(s - lse).
+template <class C>
+inline constexpr C kCoarseLse = sizeof(C) == 8 ? C(1e12) : C(1e5);
+
+template <class Tile>
+void renormalise(Tile& tile, KeyRange keys);
+
 // Where a thread adds up dK and dV of one KV head: rows of keys, `ld` apart, wide enough for whole panels.
 template <class C>
 struct KeyGradients {
@@ -27,6 +34,7 @@ struct KeyGradients {
 template <class T, class M_>
 struct BackwardTile {
   using M = M_;
+  using Element = T;
   using C = typename M::C;
   using Unit = typename M::Unit;
   using V = typename M::V;
@@ -48,6 +56,7 @@ struct BackwardTile {
     C* bias;                      // [kKeys][kRows]
     C *d_o_rows, *dq;             // [kRows][Dv], [kRows][padded D]
     C *norm, *lse, *delta, *grad_lse;
+    C *norm_low, *lse_low;        // what norm and lse cannot hold, see gated_sdpa_renormalise.h
     Row* rows;
     PanelRange<NR>* ranges;
     size_t bytes;
@@ -73,6 +82,8 @@ struct BackwardTile {
       lse = arena.take<C>(kRows);
       delta = arena.take<C>(kRows);
       grad_lse = arena.take<C>(kRows);
+      norm_low = arena.take<C>(kRows);
+      lse_low = arena.take<C>(kRows);
       rows = arena.take<Row>(kRows);
       ranges = arena.take<PanelRange<NR>>(kPanels);
       bytes = arena.used();
@@ -89,6 +100,7 @@ struct BackwardTile {
   const bool need_dq = g.grad_query.data, need_dk = g.grad_key.data, need_dv = g.grad_value.data;
   const bool for_mask;  // dS is wanted as the mask's gradient: before the softcap's derivative
   const bool need_ds = need_dq || need_dk || for_mask;
+  bool coarse = false;  // some row's lse is so large that its rounding shows
   double grad_sink = 0;
 
   // Does the row-wise work for all rows of the tile.
@@ -103,6 +115,7 @@ struct BackwardTile {
         if (at.dead) w.rows[r].begin = w.rows[r].end = 0;
         w.lse[r] = at.lse;
         w.norm[r] = at.norm;
+        coarse |= at.lse > kCoarseLse<C> || at.lse < -kCoarseLse<C>;
         // Without a sink both exponentials are one, and the gradient of lse joins delta.
         w.delta[r] = a.sink.data ? at.delta : at.delta - at.grad_lse;
         w.grad_lse[r] = at.grad_lse;
@@ -232,9 +245,14 @@ struct BackwardTile {
   // P^T = exp(S - L), dS^T = P (dP - delta), in the layouts that the products read.
   template <Masking K, bool kSoftcap>
   void probabilities(int64_t p, int64_t begin, int64_t end, const LaneMask<M, NV>& mask) {
-    const C* norm = w.norm + p * NR;
     const C* delta = w.delta + p * NR;
     const bool two_norms = a.sink.data && g.grad_lse.data;
+    // exp(t - norm)
+    auto weight = [&](V t, const C* norm, const C* low, int v) {
+      V x = t - load<V>(norm + p * NR + v * L);
+      if (coarse) x -= load<V>(low + p * NR + v * L);
+      return exp2<C, L>(x * C(kLog2e));
+    };
     auto pair = [&](int64_t j, int v, V& prob, V& ds) {
       const ptrdiff_t at = j * kRows + p * NR + v * L;
       const V raw = load<V>(w.s + at);
@@ -247,11 +265,10 @@ struct BackwardTile {
         t = raw * scale.scale;
       }
       t = mask.template apply<K>(t, j - begin, v);
-      prob = mask.template select<K>(exp2<C, L>((t - load<V>(norm + v * L)) * C(kLog2e)), j - begin, v);
+      prob = mask.template select<K>(weight(t, w.norm, w.norm_low, v), j - begin, v);
       if (!need_ds) return;
       ds = prob * (load<V>(w.dp + at) - load<V>(delta + v * L));
-      if (two_norms)
-        ds += exp2<C, L>((t - load<V>(w.lse + p * NR + v * L)) * C(kLog2e)) * load<V>(w.grad_lse + p * NR + v * L);
+      if (two_norms) ds += weight(t, w.lse, w.lse_low, v) * load<V>(w.grad_lse + p * NR + v * L);
       if constexpr (kSoftcap) ds *= slope;
       ds = mask.template select<K>(ds, j - begin, v);
     };
@@ -364,6 +381,7 @@ struct BackwardTile {
     if (!need_ds && !need_dv) return;
     pack();
     const KeyRange all = keys();
+    if (coarse) renormalise(*this, all);
     for (int64_t k0 = all.begin; k0 < all.end; k0 += kKeys) step(k0, k0 + kKeys < all.end ? k0 + kKeys : all.end, acc);
     for (int64_t r = 0; need_dq && r < count; ++r) {
       T* out = at<T>(g.grad_query, seq.batch, head, seq.q_start + row0 + r);

@@ -4,7 +4,7 @@
 // every (batch, head) that the mask serves. That repeats two of the five products, and only where it was asked for.
 #pragma once
 
-#include "gated_sdpa_backward.h"
+#include "gated_sdpa_renormalise.h"
 
 namespace nsk::NSK_ISA {
 
@@ -56,6 +56,7 @@ class MaskGradient {
           Tile tile(g, seq, head, row, rows, memory, true);
           tile.pack();
           const KeyRange all = tile.keys();
+          if (tile.coarse) renormalise(tile, all);
           for (int64_t k0 = all.begin; k0 < all.end; k0 += Tile::kKeys)
             add_tile(tile, k0, k0 + Tile::kKeys < all.end ? k0 + Tile::kKeys : all.end, size, sum);
         }
