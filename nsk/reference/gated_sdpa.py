@@ -77,8 +77,9 @@ def gated_sdpa_reference(call: GatedSdpaCall) -> tuple[Tensor, Tensor]:
     s = torch.where(allowed, s, -torch.inf)
     s = torch.where(alive[..., None], s, 0)  # a query that sees nothing: any finite row, its results are selected away
 
-    lse = torch.logsumexp(s, -1) if s.shape[-1] else s.sum(-1)
-    lse = torch.where(alive & (s == -torch.inf).all(-1), torch.nan, lse)
+    # torch.logsumexp's derivative is exp(s - lse), which is no softmax where lse is so large that log(sum) is lost in it.
+    top = s.amax(-1, keepdim=True).detach() if s.shape[-1] else s.sum(-1, keepdim=True)
+    lse = (top + (s - top).exp().sum(-1, keepdim=True).log()).squeeze(-1)
     lse = torch.where(alive, lse, -torch.inf)
     if call.sink is None:
         p = torch.softmax(s, -1)
