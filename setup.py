@@ -61,7 +61,16 @@ class CMakeBuild(build_ext):
             if name in os.environ:
                 options[name] = os.environ[name]
         cmake = program("cmake")
-        configure = [cmake, "-S", ROOT, "-B", build, "-G", "Ninja", *(f"-D{k}={v}" for k, v in options.items())]
+        configure = [
+            cmake,
+            "-S",
+            ROOT,
+            "-B",
+            build,
+            "-G",
+            "Ninja",
+            *(f"-D{k}={v}" for k, v in options.items()),
+        ]
         subprocess.run(list(map(str, configure)), check=True)
         jobs = str(os.cpu_count() or 1)
         subprocess.run([cmake, "--build", str(build), "--target", "_native", "-j", jobs], check=True)

@@ -56,12 +56,12 @@ def _allowed(case: Case, flaw: str) -> Tensor:
     at = i + (case.sk - case.sq if bottom_right else 0)
     allowed = torch.ones(case.sq, case.sk, dtype=torch.bool)
     if case.causal:
-        allowed &= j <= at + (flaw == "causal off by one")
+        allowed &= j <= at + int(flaw == "causal off by one")
     left, right = case.window or (None, None)
     if left is not None:
-        allowed &= j >= at - left - (flaw == "window's left bound off by one")
+        allowed &= j >= at - left - int(flaw == "window's left bound off by one")
     if right is not None:
-        allowed &= j <= at + right + (flaw == "window's right bound off by one")
+        allowed &= j <= at + right + int(flaw == "window's right bound off by one")
     if flaw == "last tile's tail dropped":
         allowed[:, case.sk // 4 * 4 :] = False
     return allowed

@@ -75,7 +75,11 @@ def test_the_rule_bites(module: str, source: str):
 
 
 def test_setup_knows_no_torch():
-    assert not {name.split(".")[0] for name in imports((ROOT / "setup.py").read_text())} & {"torch", "nsk", "triton"}
+    assert not {name.split(".")[0] for name in imports((ROOT / "setup.py").read_text())} & {
+        "torch",
+        "nsk",
+        "triton",
+    }
 
 
 def test_files_fit_in_a_head():

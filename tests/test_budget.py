@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from nsk.reference.budget import BudgetExceeded, within_budget
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -77,11 +78,19 @@ def test_a_baseline_that_overflows_does_not_widen_the_budget():
     assert not within_budget(baseline, baseline, oracle).ok
 
 
-def test_magnitude_stands_in_where_the_sum_cancels():
-    oracle, noise = torch.zeros(8, dtype=torch.float64), torch.full((8,), 1e-7)
+def test_the_size_of_the_terms_counts_where_their_sum_cancels():
+    oracle, noise, terms = torch.zeros(8, dtype=torch.float64), torch.full((8,), 1e-7), torch.ones(8)
     assert not within_budget(noise, torch.zeros(8), oracle).ok
-    assert within_budget(noise, torch.zeros(8), oracle, magnitude=1.0).ok
-    assert not within_budget(noise * 100, torch.zeros(8), oracle, magnitude=1.0).ok
+    assert within_budget(noise, torch.zeros(8), oracle, terms=terms).ok
+    assert not within_budget(noise * 100, torch.zeros(8), oracle, terms=terms).ok
+
+
+def test_the_coarsest_input_sets_eps():
+    oracle = torch.ones(8, dtype=torch.float64)
+    result = oracle.float() + 2e-3
+    assert not within_budget(result, oracle.float(), oracle).ok
+    assert within_budget(result, oracle.float(), oracle, inputs=torch.bfloat16).ok
+    assert not within_budget(result, oracle.float(), oracle, inputs=torch.float64).ok
 
 
 def test_empty_tensors_pass():

@@ -11,15 +11,16 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-import nsk
 import torch
 from cases import Case, lay_out, make_inputs
 from conftest import CPU
 from harness import Target, as_call, poisoned_allocations
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from nsk.reference.gated_sdpa import gated_sdpa_reference
 from torch import Tensor
+
+import nsk
+from nsk.reference.gated_sdpa import gated_sdpa_reference
 
 FUZZ = settings(
     max_examples=int(os.environ.get("NSK_FUZZ_EXAMPLES", "200")),
@@ -117,9 +118,7 @@ def test_valid_calls_are_right_and_touch_nothing_else(case: Case, target: Target
             outputs, incoming = [out], [inputs.grad_out]
             if inputs.grad_lse is not None:
                 outputs, incoming = [out, lse], [inputs.grad_out, inputs.grad_lse]
-            grads = dict(
-                zip(leaves, torch.autograd.grad(outputs, [t[n] for n in leaves], incoming), strict=True)
-            )
+            grads = dict(zip(leaves, torch.autograd.grad(outputs, [t[n] for n in leaves], incoming), strict=True))
     assert all(guard.untouched() for guard in guards)
 
     exact = {name: None if x is None else x.detach().clone() for name, x in t.items()}
@@ -226,8 +225,7 @@ def test_wild_offsets_return_or_raise_unsupported_input(data, target: Target):
 
     d, dv = data.draw(st.integers(1, 20)), data.draw(st.integers(1, 20))
     q, k, v, gate = (
-        torch.randn(s).requires_grad_()
-        for s in ((total_q, 4, d), (total_k, 2, d), (total_k, 2, dv), (total_q, 4, dv))
+        torch.randn(s).requires_grad_() for s in ((total_q, 4, d), (total_k, 2, d), (total_k, 2, dv), (total_q, 4, dv))
     )
     cu_q, cu_k = offsets(total_q), offsets(total_k)
     hints = [data.draw(st.one_of(st.none(), st.integers(0, 100), st.just(2**31 - 1))) for _ in range(2)]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 
-import nsk
 import pytest
 import torch
 from cases import Case, Inputs, make_inputs, random_case
 from harness import Results, Target, check, run, threads
+
+import nsk
 
 CASES = [
     *map(random_case, range(1000, 1030)),
@@ -17,7 +18,18 @@ CASES = [
     Case(seed=2, batch=1, heads=1, kv_heads=1, sq=1500, sk=1500, d=32, dv=32, causal="top_left"),
     Case(seed=3, batch=1, heads=4, kv_heads=1, sq=1, sk=6000, d=64, dv=64, sink=True),
     Case(seed=4, batch=1, heads=3, kv_heads=1, sq=700, sk=900, d=32, dv=48, mask="float", mask_dims="11qk"),
-    Case(seed=5, batch=1, heads=2, kv_heads=2, sq=400, sk=640, d=64, dv=64, dtype=torch.bfloat16, gate="headwise"),
+    Case(
+        seed=5,
+        batch=1,
+        heads=2,
+        kv_heads=2,
+        sq=400,
+        sk=640,
+        d=64,
+        dv=64,
+        dtype=torch.bfloat16,
+        gate="headwise",
+    ),
 ]
 
 

@@ -7,12 +7,13 @@ import json
 import subprocess
 import sys
 
-import nsk
 import pytest
 import torch
 from cases import DIFFERENTIABLE, LAYOUTS, Case, make_inputs
 from harness import Target, run
 from torch.utils._python_dispatch import TorchDispatchMode
+
+import nsk
 
 EVERYTHING = Case(seed=7, mask="float", mask_dims="1hqk", sink=True, softcap=9.0, causal="bottom_right")
 
@@ -30,7 +31,7 @@ class BackwardOutputs(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        if str(func).startswith("nsk.gated_sdpa_backward"):
+        if func is torch.ops.nsk.gated_sdpa_backward.default:
             self.returned.append(tuple(result))
         return result
 
@@ -56,8 +57,7 @@ def test_only_what_was_asked_for_is_computed_and_has_the_same_bits(needs, target
     for name in some:
         assert torch.equal(some[name], everything[name]), name
     (returned,) = recorded.returned
-    computed = [name for name, grad in zip(DIFFERENTIABLE, returned, strict=True) if grad is not None and grad.numel()]
-    assert set(computed) == set(needs)
+    assert [grad.shape for grad in returned] == [some[name].shape for name in DIFFERENTIABLE if name in needs]
 
 
 def test_no_gradient_asked_for_means_no_graph(target: Target):
@@ -122,8 +122,10 @@ def test_saved_for_backward_are_inputs_and_results_only(target: Target):
             return_lse=True, **EVERYTHING.options,
         )  # fmt: skip
     known = {x.data_ptr(): name for name, x in {**t, "out": out, "lse": lse}.items()}
-    assert {known.get(x.data_ptr(), f"unknown {tuple(x.shape)}") for x in saved} <= set(known.values())
-    assert 0 < len(saved) <= 8
+    # All but a scalar that names the backend.
+    assert sorted(known.get(x.data_ptr(), f"{x.dtype} {tuple(x.shape)}") for x in saved) == sorted(
+        [*known.values(), "torch.int8 ()"]
+    )
 
 
 def test_saved_tensors_may_be_packed_elsewhere(target: Target):

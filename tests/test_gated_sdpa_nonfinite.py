@@ -7,8 +7,7 @@ import math
 import pytest
 import torch
 from cases import Case, Inputs, make_inputs
-from harness import Results, Target, as_call, compare, differentiate, plain_copy, run
-from nsk.reference.gated_sdpa import gated_sdpa_reference
+from harness import Results, Target, baseline_and_oracle, compare, dense_reference, run, terms_of
 
 NAN, INF = math.nan, math.inf
 BAD = pytest.mark.parametrize("bad", [NAN, INF, -INF], ids=["nan", "inf", "-inf"])
@@ -31,16 +30,13 @@ def as_reference(case: Case, inputs: Inputs, kinds: bool = True) -> Results:
     """Holds the call against the oracle on the same inputs; without ``kinds`` a NaN may stand for an infinity in the
     gradients, where it depends on the order of a sum which of the two comes out."""
 
-    def oracle_of(dtype):
-        copy = plain_copy(inputs, dtype)
-        return differentiate(*gated_sdpa_reference(as_call(case, copy.tensors)), copy)
-
-    results, oracle, baseline = run(case, inputs), oracle_of(torch.float64), oracle_of(None)
+    results = run(case, inputs)
+    baseline, oracle = baseline_and_oracle(dense_reference(case), inputs)
     if not kinds:
         for tensors in (results, oracle, baseline):
             for name in set(tensors) - {"out", "lse"}:
                 tensors[name] = tensors[name].masked_fill(~tensors[name].isfinite(), NAN)
-    for name, report in compare(results, baseline, oracle, {}).items():
+    for name, report in compare(case.dtype, results, baseline, oracle, terms_of(case, inputs, oracle)).items():
         report.check(name)
     return results
 
@@ -179,7 +175,10 @@ def test_infinite_gates_are_exactly_open_and_shut(gate: str, dtype: torch.dtype,
     inputs = make_inputs(case)
     bare = run(Case(seed=110, gate="none", dtype=dtype, sink=True, **SIZES),
                Inputs({**inputs.tensors, "gate": None}, inputs.grad_out, inputs.grad_lse, inputs.needs))  # fmt: skip
-    opened, shut = (slice(None), slice(0, 2)), (slice(None), slice(2, 4))  # heads 0, 1 and 2, 3: one KV head each
+    opened, shut = (
+        (slice(None), slice(0, 2)),
+        (slice(None), slice(2, 4)),
+    )  # heads 0, 1 and 2, 3: one KV head each
     fill(inputs, "gate", opened, INF)
     fill(inputs, "gate", shut, -INF)
     results = as_reference(case, inputs)
@@ -242,25 +241,21 @@ def test_masks_of_the_lowest_finite_number(rows: str, dtype: torch.dtype, target
         if rows == "all keys":
             mask[..., 4:9, :] = lowest
     results = run(case, inputs)
-    copies = plain_copy(inputs), plain_copy(inputs, torch.float64)
-    baseline, oracle = (differentiate(*gated_sdpa_reference(as_call(case, c.tensors)), c) for c in copies)
-    for name, report in compare(results, baseline, oracle, {}).items():
+    baseline, oracle = baseline_and_oracle(dense_reference(case), inputs)
+    for name, report in compare(case.dtype, results, baseline, oracle, terms_of(case, inputs, oracle)).items():
         report.check(name)
 
 
-def test_scores_beyond_the_range_of_half_types(target: Target):
-    """Scores are fp32 inside: fp16 inputs whose products exceed 65504 are no reason for infinities."""
+def test_scores_beyond_the_range_of_half_types(kernels: Target):
+    """Scores are fp32 inside: fp16 inputs whose products exceed 65504 are no reason for infinities, as in eager."""
     case = Case(seed=113, dtype=torch.float16, **SIZES)
     inputs = make_inputs(case)
     with torch.no_grad():
         inputs.tensors["query"].mul_(60)
         inputs.tensors["key"].mul_(60)
-    with target.active():
-        results = run(case, inputs)
+    results = run(case, inputs)
     assert results["out"].isfinite().all() and results["lse"].isfinite().all()
-    oracle = differentiate(
-        *gated_sdpa_reference(as_call(case, (double := plain_copy(inputs, torch.float64)).tensors)), double
-    )
+    _, oracle = baseline_and_oracle(dense_reference(case), inputs)
     torch.testing.assert_close(results["lse"].double(), oracle["lse"], rtol=1e-3, atol=1e-2)
 
 

@@ -96,7 +96,7 @@ def test_edge(name: str, target: Target):
         check(case, target)
 
 
-@pytest.mark.parametrize("first, second", itertools.combinations(OPTIONS, 2))
+@pytest.mark.parametrize("first, second", list(itertools.combinations(OPTIONS, 2)))
 def test_pair(first: str, second: str, kernels: Target):
     check(edge(10, **OPTIONS[first] | OPTIONS[second]), kernels)
     check(edge(11, **OPTIONS[first] | OPTIONS[second], dtype=torch.bfloat16, sq=61, sk=29), kernels)

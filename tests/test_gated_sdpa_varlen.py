@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-import nsk
 import pytest
 import torch
 from cases import Case, Inputs
-from harness import Results, Target, as_call, compare, differentiate, plain_copy, poisoned_allocations
+from harness import (
+    Results,
+    Target,
+    as_call,
+    baseline_and_oracle,
+    compare,
+    differentiate,
+    poisoned_allocations,
+    terms_of,
+)
+from torch import Tensor
+
+import nsk
 from nsk.reference.gated_sdpa import gated_sdpa_reference
 
 
@@ -100,38 +113,49 @@ def run_packed(packed: Packed, inputs: Inputs, **replaced) -> Results:
         return differentiate(out, lse, inputs)
 
 
-def one_by_one(packed: Packed, inputs: Inputs, dtype: torch.dtype | None = None) -> Results:
-    """The dense reference, a sequence at a time, on slices of the same packed leaves."""
-    inputs = plain_copy(inputs, dtype)
-    t = inputs.tensors
-    outs, lses, q0, k0 = [t["query"].new_empty(0, packed.case.heads, packed.case.dv)], [], 0, 0
-    lses.append(inputs.grad_lse.new_empty(0, packed.case.heads))
+def sequences(packed: Packed, inputs: Inputs) -> Iterator[tuple[slice, Inputs]]:
+    """Each sequence as a dense call on slices of the packed tensors, with its rows of the output."""
+    t, q0, k0 = inputs.tensors, 0, 0
+
+    def dense(x: Tensor | None, rows: slice) -> Tensor | None:
+        return None if x is None else x[rows].transpose(0, 1)[None]
+
     for nq, nk in zip(packed.lengths_q, packed.lengths_k, strict=True):
-        slices = {"query": slice(q0, q0 + nq), "gate": slice(q0, q0 + nq)}
-        slices |= {"key": slice(k0, k0 + nk), "value": slice(k0, k0 + nk)}
-        one = {name: x[slices[name]].transpose(0, 1)[None] if name in slices and x is not None else x
-               for name, x in t.items()}  # fmt: skip
-        out, lse = gated_sdpa_reference(as_call(packed.case, one))
+        of_q, of_k = slice(q0, q0 + nq), slice(k0, k0 + nk)
+        rows = {"query": of_q, "gate": of_q, "key": of_k, "value": of_k}
+        one = {name: dense(x, rows[name]) if name in rows else x for name, x in t.items()}
+        yield of_q, Inputs(one, dense(inputs.grad_out, of_q), dense(inputs.grad_lse, of_q), inputs.needs)
+        q0, k0 = q0 + nq, k0 + nk
+
+
+def one_by_one(packed: Packed, inputs: Inputs) -> Results:
+    """The dense reference, a sequence at a time."""
+    outs, lses = [inputs.grad_out[:0]], [inputs.grad_lse[:0]]
+    for _, one in sequences(packed, inputs):
+        out, lse = gated_sdpa_reference(as_call(packed.case, one.tensors))
         outs.append(out[0].transpose(0, 1))
         lses.append(lse[0].transpose(0, 1))
-        q0, k0 = q0 + nq, k0 + nk
-    out, lse = torch.cat(outs), torch.cat(lses)
-    if not out.requires_grad:  # no sequences at all
-        zeros = {name: torch.zeros_like(t[name]) for name in inputs.leaves()}
-        return {"out": out, "lse": lse} | zeros
-    # The sequences may leave a leaf out (no queries at all); its gradient is then zero.
-    names = inputs.leaves()
-    grads = torch.autograd.grad(
-        [out, lse], [t[n] for n in names], [inputs.grad_out, inputs.grad_lse], allow_unused=True, materialize_grads=True
-    )
-    return {"out": out.detach(), "lse": lse.detach()} | dict(zip(names, grads, strict=True))
+    return differentiate(torch.cat(outs), torch.cat(lses), inputs)
+
+
+def terms_one_by_one(packed: Packed, inputs: Inputs, oracle: Results) -> Results:
+    """The sizes of the terms: packed rows side by side, what is shared as the root of the sum of squares."""
+    parts: dict[str, list[Tensor]] = {}
+    for rows, one in sequences(packed, inputs):
+        of_one = {"out": oracle["out"][rows].transpose(0, 1)[None]}
+        for name, size in terms_of(packed.case, one, of_one).items():
+            parts.setdefault(name, []).append(size if name == "sink" else size[0].transpose(0, 1))
+    return {
+        name: torch.stack(p).square().sum(0).sqrt() if name == "sink" else torch.cat(p) for name, p in parts.items()
+    }
 
 
 def check_packed(packed: Packed, layout: str = "dense", **replaced) -> Results:
     inputs = make_packed(packed, layout)
     results = run_packed(packed, inputs, **replaced)
-    oracle = one_by_one(packed, inputs, torch.float64)
-    for name, report in compare(results, one_by_one(packed, inputs), oracle, {}).items():
+    baseline, oracle = baseline_and_oracle(functools.partial(one_by_one, packed), inputs)
+    terms = terms_one_by_one(packed, inputs, oracle)
+    for name, report in compare(packed.case.dtype, results, baseline, oracle, terms).items():
         report.check(name)
     return results
 

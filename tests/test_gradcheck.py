@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import nsk
 import pytest
 import torch
 from cases import Case, make_inputs
 from harness import Target
+
+import nsk
 
 TINY = dict(dtype=torch.float64, batch=1, heads=2, kv_heads=1, sq=3, sk=4, d=3, dv=2, sink=True)
 # Crosses tiles of queries, keys and columns.
@@ -35,7 +36,14 @@ CASES = {
         batch=2, mask="float", mask_dims="b1qk", softcap=0.9, causal="bottom_right", window=(2, 1), sq=4, sk=5
     ),
     "everything, headwise": dict(
-        batch=2, gate="headwise", mask="float", mask_dims="hqk", softcap=0.9, causal="bottom_right", sq=5, sk=3
+        batch=2,
+        gate="headwise",
+        mask="float",
+        mask_dims="hqk",
+        softcap=0.9,
+        causal="bottom_right",
+        sq=5,
+        sk=3,
     ),
 }
 

@@ -18,7 +18,7 @@ def failures(case: Case, flaw: str = "") -> list[str]:
     """Names of the results that are out of budget."""
     baseline, oracle, terms = expected(case)
     results = flawed(case, make_inputs(case), flaw)
-    return [name for name, report in compare(results, baseline, oracle, terms).items() if not report.ok]
+    return [name for name, report in compare(case.dtype, results, baseline, oracle, terms).items() if not report.ok]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)

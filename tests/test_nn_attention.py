@@ -160,7 +160,9 @@ def test_a_compiled_decode_step_compiles_once():
     cos, sin = angles(30, torch.float32)
     counter = CompileCounterWithBackend("aot_eager")
     step = torch.compile(
-        lambda x, cos, sin: module(x, position_embeddings=(cos, sin), cache=cache), fullgraph=True, backend=counter
+        lambda x, cos, sin: module(x, position_embeddings=(cos, sin), cache=cache),
+        fullgraph=True,
+        backend=counter,
     )
     with torch.no_grad():
         parts = [step(x[:, i : i + 1], cos[i : i + 1], sin[i : i + 1]) for i in range(30)]

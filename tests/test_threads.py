@@ -7,11 +7,12 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import nsk
 import pytest
 import torch
 from cases import Case, Inputs, make_inputs, random_case
 from harness import Results, Target, differentiate
+
+import nsk
 
 CASES = [
     *map(random_case, range(2000, 2012)),

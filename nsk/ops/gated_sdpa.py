@@ -154,9 +154,7 @@ def explain(op: str, *args, **kwargs) -> str:
     gated_sdpa (requested: auto)
     ...
     """
-    if op == "gated_sdpa":
-        call = _explained(*args, **kwargs)
-    elif op == "gated_sdpa_varlen":
+    if op == "gated_sdpa" or op == "gated_sdpa_varlen":
         call = _explained(*args, **kwargs)
     else:
         refuse("op", repr(op), "'gated_sdpa' or 'gated_sdpa_varlen'")

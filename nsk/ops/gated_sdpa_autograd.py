@@ -37,7 +37,11 @@ class _NoSecondDerivative(torch.autograd.Function):
 
 def _setup_context(ctx, inputs, output) -> None:
     out, lse, served = output
-    tensors, (cu_q, cu_k), options = inputs[:_TENSORS], inputs[_TENSORS : _TENSORS + 2], inputs[_TENSORS + 2 :]
+    tensors, (cu_q, cu_k), options = (
+        inputs[:_TENSORS],
+        inputs[_TENSORS : _TENSORS + 2],
+        inputs[_TENSORS + 2 :],
+    )
     ctx.save_for_backward(*tensors, cu_q, cu_k, out, lse, served)
     ctx.mark_non_differentiable(served)
     ctx.options = options

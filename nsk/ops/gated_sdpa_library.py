@@ -76,7 +76,12 @@ def _forward_fake(*args) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _prepare_backward(
-    grad_out: Tensor | None, grad_lse: Tensor | None, out: Tensor, lse: Tensor, arguments: tuple, needs: Sequence[bool]
+    grad_out: Tensor | None,
+    grad_lse: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    arguments: tuple,
+    needs: Sequence[bool],
 ) -> tuple[GatedSdpaCall, spec.GatedSdpaGrads]:
     call = normalised(*arguments)
     check_backward(call, out, lse, grad_out, grad_lse, needs)

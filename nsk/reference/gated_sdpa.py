@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from nsk.errors import UnsupportedInput
+from nsk.reference.products import Scores, WeightedSum
 from nsk.spec.gated_sdpa import GatedSdpaCall
 
 
@@ -39,21 +40,6 @@ def allowed_keys(call: GatedSdpaCall) -> Tensor:
     return allowed.expand(*call.query.shape[:2], sq, sk)
 
 
-def _scores(q: Tensor, k: Tensor, allowed: Tensor, finite: bool) -> Tensor:
-    if finite:
-        return q @ k.mT
-    # Some input is inf or NaN: pair by pair, so that no key reaches a query that may not see it, nor its gradient.
-    seen = torch.where(allowed[..., None], k[:, :, None], 0)
-    return (q[:, :, :, None] * seen).sum(-1)
-
-
-def _weighted_values(p: Tensor, v: Tensor, allowed: Tensor, finite: bool) -> Tensor:
-    if finite:
-        return p @ v
-    seen = torch.where(allowed[..., None], v[:, :, None], 0)
-    return (p[..., None] * seen).sum(-2)
-
-
 def gated_sdpa_reference(call: GatedSdpaCall) -> tuple[Tensor, Tensor]:
     """``(out, lse)``; differentiable by autograd.
 
@@ -67,9 +53,8 @@ def gated_sdpa_reference(call: GatedSdpaCall) -> tuple[Tensor, Tensor]:
     k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
     allowed = allowed_keys(call)
     alive = allowed.any(-1)
-    finite = all(bool(t.isfinite().all()) for t in (q, k, v) if t.numel())
 
-    s = _scores(q, k, allowed, finite).to(call.accumulate) * call.scale
+    s = Scores.apply(q, k, allowed).to(call.accumulate) * call.scale
     if call.softcap > 0:
         s = call.softcap * torch.tanh(s / call.softcap)
     if call.attn_mask is not None and call.attn_mask.dtype != torch.bool:
@@ -88,7 +73,7 @@ def gated_sdpa_reference(call: GatedSdpaCall) -> tuple[Tensor, Tensor]:
         p = torch.softmax(torch.cat((s, sink), -1), -1)[..., :-1]
     p = torch.where(allowed, p, 0)
 
-    out = _weighted_values(p.to(v.dtype), v, allowed, finite and bool(p.isfinite().all()))
+    out = WeightedSum.apply(p.to(v.dtype), v, allowed)
     if gate is not None:
         gate = gate[..., None] if call.headwise else gate
         out = out * torch.sigmoid(torch.where(alive[..., None], gate, 0))

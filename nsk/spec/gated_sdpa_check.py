@@ -35,7 +35,11 @@ def _check_tensor(name: str, t: object, device: torch.device) -> None:
 def _check_rows(name: str, t: Tensor) -> None:
     # A single column has no stride to speak of.
     if t.stride(-1) != 1 and t.shape[-1] != 1:
-        refuse(name, f"strides {list(t.stride())}", "a unit stride in the last dimension; call .contiguous() first")
+        refuse(
+            name,
+            f"strides {list(t.stride())}",
+            "a unit stride in the last dimension; call .contiguous() first",
+        )
 
 
 def check(call: GatedSdpaCall) -> None:
@@ -81,7 +85,11 @@ def _check_shapes(call: GatedSdpaCall) -> None:
         refuse("value", _shape(v), f"key's shape {list(k.shape)} but for the last dimension")
     hq, hkv = q.shape[heads], k.shape[heads]
     if hkv < 1 or hq < 1 or hq % hkv != 0:
-        refuse("key", f"{hkv} heads for {hq} query heads", "a number of KV heads that divides the number of query heads")
+        refuse(
+            "key",
+            f"{hkv} heads for {hq} query heads",
+            "a number of KV heads that divides the number of query heads",
+        )
 
 
 def _check_offsets(call: GatedSdpaCall) -> None:
@@ -145,7 +153,12 @@ def _check_options(call: GatedSdpaCall) -> None:
 
 
 def check_backward(
-    call: GatedSdpaCall, out: Tensor, lse: Tensor, grad_out: Tensor | None, grad_lse: Tensor | None, needs: list[bool]
+    call: GatedSdpaCall,
+    out: Tensor,
+    lse: Tensor,
+    grad_out: Tensor | None,
+    grad_lse: Tensor | None,
+    needs: list[bool],
 ) -> None:
     """The same for what the backward takes besides: the forward's results and the incoming gradients."""
     q = call.query

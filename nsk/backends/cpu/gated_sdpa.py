@@ -38,7 +38,15 @@ def _sink(t):
 def _problem(call, out, lse):
     q, k, v = call.query, call.key, call.value
     if varlen := call.varlen:
-        sizes = (call.cu_seqlens_q.numel() - 1, q.shape[1], k.shape[1], q.shape[0], k.shape[0], q.shape[2], v.shape[2])
+        sizes = (
+            call.cu_seqlens_q.numel() - 1,
+            q.shape[1],
+            k.shape[1],
+            q.shape[0],
+            k.shape[0],
+            q.shape[2],
+            v.shape[2],
+        )
         # The kernels read the offsets as one dense array.
         cu_q, cu_k = call.cu_seqlens_q.contiguous(), call.cu_seqlens_k.contiguous()
         cu = (cu_q.data_ptr(), cu_k.data_ptr())

@@ -26,6 +26,11 @@ def unsupported(op: str, call) -> list[str]:
     return []
 
 
+def _autograd_recorded():
+    """A kernel may be called below autograd (under a FlopCounterMode, say), where nothing would be recorded."""
+    return torch._C._SetExcludeDispatchKeyGuard(torch._C.DispatchKey.AutogradFunctionality, False)
+
+
 def gated_sdpa_forward(call, out, lse) -> None:
     """Writes ``out`` and ``lse``, allocated by the spec."""
     with torch.no_grad():
@@ -38,7 +43,7 @@ def gated_sdpa_backward(call, out, lse, grad_out, grad_lse, grads) -> None:
     """Fills every gradient of ``grads`` that is not ``None``, by autograd through the reference run again."""
     wanted = [name for name in INPUTS if getattr(grads, name) is not None]
     leaves = {name: getattr(call, name).detach().requires_grad_() for name in wanted}
-    with torch.enable_grad():
+    with torch.enable_grad(), _autograd_recorded():
         results = gated_sdpa_reference(replace(call, **leaves))
     incoming = [(result, grad) for result, grad in zip(results, (grad_out, grad_lse), strict=True) if grad is not None]
     incoming = [(result, grad) for result, grad in incoming if result.requires_grad]
@@ -46,6 +51,8 @@ def gated_sdpa_backward(call, out, lse, grad_out, grad_lse, grads) -> None:
         values = [torch.zeros_like(leaf) for leaf in leaves.values()]
     else:
         outputs, gradients = zip(*incoming, strict=True)
-        values = torch.autograd.grad(outputs, list(leaves.values()), gradients, allow_unused=True, materialize_grads=True)
+        values = torch.autograd.grad(
+            outputs, list(leaves.values()), gradients, allow_unused=True, materialize_grads=True
+        )
     for name, value in zip(wanted, values, strict=True):
         getattr(grads, name).copy_(value)
