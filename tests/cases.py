@@ -21,7 +21,7 @@ _SHORT = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16", to
 
 @dataclass(frozen=True)
 class Case:
-    """One dense call. ``mask_dims`` spells the mask's shape: ``"b1qk"`` is ``[B, 1, Sq, Sk]``, ``"qk"`` is ``[Sq, Sk]``."""
+    """One dense call. ``mask_dims`` spells the mask's shape: ``"b1qk"`` is ``[B, 1, Sq, Sk]``."""
 
     seed: int = 0
     dtype: torch.dtype = torch.float32

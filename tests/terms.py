@@ -39,7 +39,9 @@ def sizes_of_terms(
         gate = torch.full_like(out[..., :1], torch.inf) if call.gate is None else call.gate
         gate = gate[..., None] if call.headwise else gate
         opened, shut = (torch.sigmoid(x.detach().nan_to_num(0)).masked_fill(~live, 0) for x in (gate, -gate))
-        d_o2, product2 = (_finite(grad_out) * opened).square(), (_finite(grad_out) * _finite(out)).square()
+        # Gradients start from the saved output, with the error that it has.
+        out2 = torch.maximum(opened.square() * (p.square() @ v2), _finite(out).square())
+        d_o2, product2 = (_finite(grad_out) * opened).square(), _finite(grad_out).square() * out2
         delta2 = product2.sum(-1, keepdim=True)
         of_row2 = delta2
         if grad_lse is not None:
@@ -51,7 +53,7 @@ def sizes_of_terms(
 
         scale2 = call.scale**2
         sizes = {
-            "out": opened.square() * (p.square() @ v2),
+            "out": out2,
             "query": scale2 * (ds2 @ k2),
             "key": scale2 * over_group(ds2.mT @ q2),
             "value": over_group(p.square().mT @ d_o2),

@@ -19,7 +19,8 @@ def three(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_honest_rounding_passes(dtype):
     report = within_budget(*three(dtype))
-    assert report.ok and report.check() is report
+    assert report.ok
+    assert report.check() is report
     assert 0 <= report.used <= 1
 
 
@@ -50,7 +51,8 @@ def test_one_wrong_value_among_many_is_found_by_the_maximum():
     result = oracle.float()
     result[77] += 1e-3
     report = within_budget(result, oracle.float(), oracle)
-    assert not report.ok and "max error" in report.reasons[0]
+    assert not report.ok
+    assert "max error" in report.reasons[0]
 
 
 def test_many_slightly_wrong_values_are_found_by_the_rms():
@@ -59,7 +61,8 @@ def test_many_slightly_wrong_values_are_found_by_the_rms():
     baseline[0] += 1e-3  # one bad value allows a maximum of 2e-3, not a thousand of them
     result += 5e-4
     report = within_budget(result, baseline, oracle)
-    assert len(report.reasons) == 1 and "RMS" in report.reasons[0]
+    assert len(report.reasons) == 1
+    assert "RMS" in report.reasons[0]
 
 
 def test_non_finite_values_belong_where_the_oracle_has_them():

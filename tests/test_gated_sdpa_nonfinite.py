@@ -60,13 +60,15 @@ def test_keys_and_values_that_no_query_may_see(how: str, gate: str, bad: float, 
         "causal": lambda: torch.arange(case.sk) >= case.sq,
         "window": lambda: torch.arange(case.sk) < case.sk - case.sq - 3,
     }[how]()
-    assert unseen.any() and not unseen.all()
+    assert unseen.any()
+    assert not unseen.all()
     dirty = make_inputs(case)
     fill(dirty, "key", (slice(None), slice(None), unseen), bad)
     fill(dirty, "value", (slice(None), slice(None), unseen), bad)
     results = run(case, dirty)
     same_bits(results, run(case, clean))
-    assert not results["key"][:, :, unseen].any() and not results["value"][:, :, unseen].any()
+    assert not results["key"][:, :, unseen].any()
+    assert not results["value"][:, :, unseen].any()
     assert all(t.isfinite().all() for t in results.values())
 
 
@@ -121,7 +123,8 @@ def test_infinite_score_gives_nan(target: Target):
     fill(inputs, "query", (0, 0, 5, 0), INF)
     results = run(case, inputs)
     assert results["out"][0, 0, 5].isnan().all()
-    assert results["out"][0, 0, 6:].isfinite().all() and results["out"][1].isfinite().all()
+    assert results["out"][0, 0, 6:].isfinite().all()
+    assert results["out"][1].isfinite().all()
 
 
 def test_infinity_in_a_float_mask_gives_nan(target: Target):
@@ -130,7 +133,8 @@ def test_infinity_in_a_float_mask_gives_nan(target: Target):
     fill(inputs, "attn_mask", (9, 30), INF)
     results = run(case, inputs)
     rows = torch.arange(case.sq) == 9
-    assert results["out"][:, :, rows].isnan().all() and results["out"][:, :, ~rows].isfinite().all()
+    assert results["out"][:, :, rows].isnan().all()
+    assert results["out"][:, :, ~rows].isfinite().all()
 
 
 def test_nan_in_a_float_mask_propagates_in_its_row(target: Target):
@@ -138,7 +142,8 @@ def test_nan_in_a_float_mask_propagates_in_its_row(target: Target):
     inputs = make_inputs(case)
     fill(inputs, "attn_mask", (9, 30), NAN)
     results = as_reference(case, inputs)
-    assert results["out"][:, :, 9].isnan().all() and results["out"][:, :, 8].isfinite().all()
+    assert results["out"][:, :, 9].isnan().all()
+    assert results["out"][:, :, 8].isfinite().all()
 
 
 def test_nan_in_a_mask_where_causality_forbids_has_no_influence(target: Target):
@@ -155,7 +160,8 @@ def test_nan_in_the_gate_propagates(gate: str, target: Target):
     inputs = make_inputs(case)
     fill(inputs, "gate", (1, 1, 4), NAN)
     results = as_reference(case, inputs)
-    assert results["out"][1, 1, 4].isnan().all() and results["out"][1, 1, 5:].isfinite().all()
+    assert results["out"][1, 1, 4].isnan().all()
+    assert results["out"][1, 1, 5:].isfinite().all()
     assert results["lse"].isfinite().all()
 
 
@@ -164,7 +170,8 @@ def test_nan_in_a_sink_stays_in_its_head(target: Target):
     inputs = make_inputs(case)
     fill(inputs, "sink", 3, NAN)
     results = as_reference(case, inputs)
-    assert results["out"][:, 3].isnan().all() and results["out"][:, :3].isfinite().all()
+    assert results["out"][:, 3].isnan().all()
+    assert results["out"][:, :3].isfinite().all()
     assert results["lse"].isfinite().all()
 
 
@@ -186,7 +193,8 @@ def test_infinite_gates_are_exactly_open_and_shut(gate: str, dtype: torch.dtype,
     assert not results["out"][shut].any()
     assert torch.equal(results["lse"], bare["lse"])
     assert not results["gate"].any()
-    assert not results["value"][:, 1].any() and results["value"][:, 0].any()
+    assert not results["value"][:, 1].any()
+    assert results["value"][:, 0].any()
     assert not results["sink"][2:].any()
 
 
@@ -254,7 +262,8 @@ def test_scores_beyond_the_range_of_half_types(kernels: Target):
         inputs.tensors["query"].mul_(60)
         inputs.tensors["key"].mul_(60)
     results = run(case, inputs)
-    assert results["out"].isfinite().all() and results["lse"].isfinite().all()
+    assert results["out"].isfinite().all()
+    assert results["lse"].isfinite().all()
     _, oracle = baseline_and_oracle(dense_reference(case), inputs)
     torch.testing.assert_close(results["lse"].double(), oracle["lse"], rtol=1e-3, atol=1e-2)
 

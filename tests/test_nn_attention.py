@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -50,11 +52,23 @@ def their_output(module, x: Tensor, mask: Tensor | None = None) -> Tensor:
     return module(x, position_embeddings=(cos[None], sin[None]), attention_mask=mask)[0]
 
 
+@contextlib.contextmanager
+def float64_throughout() -> Iterator[None]:
+    """The Hugging Face module computes norm and softmax in float32 whatever its type; for an oracle it must not."""
+    to_float, softmax = torch.Tensor.float, F.softmax
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.Tensor, "float", lambda t: t if t.dtype == torch.float64 else to_float(t))
+        patch.setattr(F, "softmax", lambda t, dim, dtype=None: softmax(t, dim))
+        yield
+
+
 def baseline_and_oracle(dtype: torch.dtype, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     theirs, _ = pair(dtype)
     wide = copy.deepcopy(theirs).double()
     with torch.no_grad():
-        return their_output(theirs, x, mask), their_output(wide, x.double(), None if mask is None else mask.double())
+        baseline = their_output(theirs, x, mask)
+        with float64_throughout():
+            return baseline, their_output(wide, x.double(), None if mask is None else mask.double())
 
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -100,7 +114,8 @@ def test_gradients_of_all_parameters_agree_with_transformers():
     theirs, ours = pair(torch.float64)
     x = torch.randn(2, 17, HIDDEN, dtype=torch.float64)
     grad = torch.randn_like(x)
-    their_output(theirs, x).backward(grad)
+    with float64_throughout():
+        their_output(theirs, x).backward(grad)
     ours(x, position_embeddings=angles(17, torch.float64)).backward(grad)
     expected = dict(theirs.named_parameters())
     for name, parameter in ours.named_parameters():
@@ -155,7 +170,7 @@ def test_cache_refuses_before_it_writes():
 
 def test_a_compiled_decode_step_compiles_once():
     _, module = pair(torch.float32)
-    cache = KVCache(1, 40, KV_HEADS, HEAD_DIM, dtype=torch.float32, device="cpu")
+    cache = KVCache(1, 30, KV_HEADS, HEAD_DIM, dtype=torch.float32, device="cpu")
     x = torch.randn(1, 30, HIDDEN)
     cos, sin = angles(30, torch.float32)
     counter = CompileCounterWithBackend("aot_eager")

@@ -1,4 +1,4 @@
-"""Calls from several Python threads at once: same bits as one after the other, and the interpreter goes on meanwhile."""
+"""Calls from several Python threads at once: same bits as in turn, and the interpreter goes on meanwhile."""
 
 from __future__ import annotations
 

@@ -132,9 +132,8 @@ class GatedAttention(nn.Module):
             cos, sin = self._angles(position_embeddings, x, q.dtype)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # [B, H, S, D], views
-        if cache is not None:
-            k, v = cache.append(k, v)
-        out = gated_sdpa(
+        attend = gated_sdpa if cache is None else cache.attend
+        out = attend(
             q,
             k,
             v,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nsk.errors import UnsupportedInput
+from nsk.ops.gated_sdpa_cached import gated_sdpa_cached
 
 # Sizes 0 and 1 are special to the compiler: the dimension that carries the length never has them.
 _OFFSET = 2
@@ -27,10 +27,10 @@ class KVCache:
 
     >>> import torch, nsk
     >>> cache = nsk.nn.KVCache(1, 128, 2, 64, dtype=torch.float32, device="cpu")
-    >>> with torch.no_grad():
-    ...     k, v = cache.append(torch.ones(1, 2, 5, 64), torch.ones(1, 2, 5, 64))
-    >>> cache.length, k.shape
-    (5, torch.Size([1, 2, 5, 64]))
+    >>> q, k, v = torch.randn(1, 8, 5, 64), torch.randn(1, 2, 5, 64), torch.randn(1, 2, 5, 64)
+    >>> out = cache.attend(q, k, v, is_causal=True, causal_alignment="bottom_right")
+    >>> cache.length, out.shape
+    (5, torch.Size([1, 8, 5, 64]))
     """
 
     def __init__(self, batch_size: int, max_length: int, num_kv_heads: int, head_dim: int, *, dtype, device):
@@ -56,39 +56,22 @@ class KVCache:
         """Forgets all positions; the memory stays."""
         self._set_length(0)
 
-    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Adds S positions; returns views of all positions filled.
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, gate: Tensor | None = None, **options) -> Tensor:
+        """Adds S positions and attends from them to all that are filled then.
 
         Args:
+            query: ``[B, Hq, S, D]``.
             key: ``[B, Hkv, S, D]``.
             value: likewise.
+            gate: as for :func:`nsk.gated_sdpa`, which takes the options too.
 
         Returns:
-            Keys and values, each ``[B, Hkv, length, D]``, views of the cache.
+            ``[B, Hq, S, D]``.
 
         Raises:
             nsk.UnsupportedInput: under grad, on a shape or type that is not the cache's, or when S positions do not
                 fit; nothing has been written then.
         """
-        if torch.is_grad_enabled() and (key.requires_grad or value.requires_grad):
-            raise UnsupportedInput(
-                "cache: got keys that require a gradient; a cache is for inference, call under torch.no_grad()"
-            )
-        start, added = self.length, key.shape[2]
-        b, h, _, d = self.key.shape
-        for name, t in (("key", key), ("value", value)):
-            if t.shape != (b, h, added, d):
-                raise UnsupportedInput(f"{name}: got shape {list(t.shape)}; the cache takes [{b}, {h}, S, {d}]")
-            if t.dtype != self.key.dtype or t.device != self.key.device:
-                raise UnsupportedInput(
-                    f"{name}: got {t.dtype} on {t.device}; the cache holds {self.key.dtype} on {self.key.device}"
-                )
-        end = start + added
-        if end > self.max_length:
-            raise UnsupportedInput(
-                f"cache: got {added} positions with {start} of {self.max_length} filled; they do not fit"
-            )
-        self.key[:, :, start:end] = key
-        self.value[:, :, start:end] = value
-        self._set_length(end)
-        return self.key[:, :, :end], self.value[:, :, :end]
+        out = gated_sdpa_cached(query, self.key, self.value, key, value, self.length, gate, **options)
+        self._set_length(self.length + key.shape[2])
+        return out

@@ -9,7 +9,7 @@ from nsk.errors import UnsupportedInput
 
 
 class RotaryEmbedding(nn.Module):
-    """Angles of rotary position embedding (arXiv 2104.09864): position p turns pair i by ``p * theta^(-2i / rotary_dim)``.
+    """Rotary position embedding (arXiv 2104.09864): position p turns pair i by ``p * theta^(-2i / rotary_dim)``.
 
     Args:
         rotary_dim: even number of leading columns of each head that are turned.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from nsk.ops.gated_sdpa_autograd import GatedSdpaFunction
 from nsk.ops.gated_sdpa_library import forward_op, normalised
 from nsk.spec.gated_sdpa_check import refuse
 
+_TENSORS = ("query", "key", "value", "gate", "attn_mask", "sink", "cu_seqlens_q", "cu_seqlens_k")
 _ALIGNMENTS = ("top_left", "bottom_right")
 
 
@@ -73,9 +76,12 @@ def gated_sdpa(
     >>> nsk.gated_sdpa(q, k, v, gate, is_causal=True).shape
     torch.Size([2, 8, 16, 64])
     """
-    options = _options(is_causal, causal_alignment, window, softcap, scale)
-    tensors = _autocast(query, key, value, gate)
-    out, lse, _ = _call(*tensors, attn_mask, sink, None, None, -1, -1, *options)
+    out, lse, _ = _call(
+        *_arguments(
+            query, key, value, gate, attn_mask, sink, None, None, None, None,
+            is_causal, causal_alignment, window, softcap, scale,
+        )
+    )  # fmt: skip
     return (out, lse) if return_lse else out
 
 
@@ -125,14 +131,14 @@ def gated_sdpa_varlen(
     >>> nsk.gated_sdpa_varlen(q, k, v, cu_seqlens_q=cu, cu_seqlens_k=cu, is_causal=True).shape
     torch.Size([10, 4, 32])
     """
-    for name, c in (("cu_seqlens_q", cu_seqlens_q), ("cu_seqlens_k", cu_seqlens_k)):
-        if not isinstance(c, Tensor):
-            refuse(name, type(c).__name__, "an int32 tensor [N + 1]")
-    lengths = [-1 if n is None else _integer(name, n) for name, n in
-               (("max_seqlen_q", max_seqlen_q), ("max_seqlen_k", max_seqlen_k))]  # fmt: skip
-    options = _options(is_causal, causal_alignment, window, softcap, scale)
-    tensors = _autocast(query, key, value, gate)
-    out, lse, _ = _call(*tensors, None, sink, cu_seqlens_q, cu_seqlens_k, *lengths, *options)
+    if cu_seqlens_q is None or cu_seqlens_k is None:
+        refuse("cu_seqlens_q" if cu_seqlens_q is None else "cu_seqlens_k", "None", "an int32 tensor [N + 1]")
+    out, lse, _ = _call(
+        *_arguments(
+            query, key, value, gate, None, sink, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
+            is_causal, causal_alignment, window, softcap, scale,
+        )
+    )  # fmt: skip
     return (out, lse) if return_lse else out
 
 
@@ -154,21 +160,12 @@ def explain(op: str, *args, **kwargs) -> str:
     gated_sdpa (requested: auto)
     ...
     """
-    if op == "gated_sdpa" or op == "gated_sdpa_varlen":
-        call = _explained(*args, **kwargs)
-    else:
+    public = {f.__name__: f for f in (gated_sdpa, gated_sdpa_varlen)}.get(op)
+    if public is None:
         refuse("op", repr(op), "'gated_sdpa' or 'gated_sdpa_varlen'")
-    return dispatch.explain("gated_sdpa", call)
-
-
-def _explained(
-    query, key, value, gate=None, *, attn_mask=None, sink=None, cu_seqlens_q=None, cu_seqlens_k=None, max_seqlen_q=None,
-    max_seqlen_k=None, is_causal=False, causal_alignment="top_left", window=None, softcap=0.0, scale=None,
-    return_lse=False,
-):  # fmt: skip
-    options = _options(is_causal, causal_alignment, window, softcap, scale)
-    tensors = _autocast(query, key, value, gate)
-    return normalised(*tensors, attn_mask, sink, cu_seqlens_q, cu_seqlens_k, -1, -1, *options)
+    bound = inspect.signature(public).bind(*args, **kwargs).arguments
+    bound.pop("return_lse", None)
+    return dispatch.explain("gated_sdpa", normalised(*_arguments(**bound)))
 
 
 def _call(*args):
@@ -178,16 +175,31 @@ def _call(*args):
     return forward_op(*args)
 
 
-def _autocast(query, key, value, gate):
+def _arguments(
+    query, key, value, gate=None, attn_mask=None, sink=None, cu_seqlens_q=None, cu_seqlens_k=None, max_seqlen_q=None,
+    max_seqlen_k=None, is_causal=False, causal_alignment="top_left", window=None, softcap=0.0, scale=None,
+) -> tuple:  # fmt: skip
+    """What the op takes, from what the public functions take."""
+    tensors = (query, key, value, gate, attn_mask, sink, cu_seqlens_q, cu_seqlens_k)
+    for t, name in zip(tensors, _TENSORS, strict=True):
+        if not isinstance(t, Tensor) and (t is not None or name in _TENSORS[:3]):
+            refuse(name, type(t).__name__, "a torch.Tensor" + ("" if name in _TENSORS[:3] else " or None"))
+    lengths = (
+        -1 if n is None else _integer(name, n)
+        for name, n in (("max_seqlen_q", max_seqlen_q), ("max_seqlen_k", max_seqlen_k))
+    )
+    options = _options(is_causal, causal_alignment, window, softcap, scale)
+    return *_autocast(query, key, value, gate), *tensors[4:], *lengths, *options
+
+
+def _autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """The one place where autocast acts."""
-    if not isinstance(query, Tensor):
-        refuse("query", type(query).__name__, "a torch.Tensor")
-    device = query.device.type
+    device = tensors[0].device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
-        return query, key, value, gate
+        return tensors
     to = torch.get_autocast_dtype(device)
     narrow = (torch.float32, torch.bfloat16, torch.float16)
-    return tuple(t.to(to) if isinstance(t, Tensor) and t.dtype in narrow else t for t in (query, key, value, gate))
+    return tuple(t.to(to) if t is not None and t.dtype in narrow else t for t in tensors)
 
 
 def _integer(name: str, n: object) -> int:

@@ -26,8 +26,8 @@ _OPTIONS = (
 )
 LIBRARY.define(f"gated_sdpa({_TENSORS}, {_OPTIONS}) -> (Tensor out, Tensor lse, Tensor served)")
 LIBRARY.define(
-    f"gated_sdpa_backward(Tensor? grad_out, Tensor? grad_lse, Tensor out, Tensor lse, Tensor served, {_TENSORS}, {_OPTIONS}, "
-    "bool[] needs) -> Tensor[]"
+    "gated_sdpa_backward(Tensor? grad_out, Tensor? grad_lse, Tensor out, Tensor lse, Tensor served, "
+    f"{_TENSORS}, {_OPTIONS}, bool[] needs) -> Tensor[]"
 )
 
 forward_op = torch.ops.nsk.gated_sdpa.default

@@ -19,6 +19,7 @@ from torch import Tensor
 from nsk.errors import UnsupportedInput
 from nsk.reference.products import Scores, WeightedSum
 from nsk.spec.gated_sdpa import GatedSdpaCall
+import itertools
 
 
 def allowed_keys(call: GatedSdpaCall) -> Tensor:
@@ -62,7 +63,7 @@ def gated_sdpa_reference(call: GatedSdpaCall) -> tuple[Tensor, Tensor]:
     s = torch.where(allowed, s, -torch.inf)
     s = torch.where(alive[..., None], s, 0)  # a query that sees nothing: any finite row, its results are selected away
 
-    # torch.logsumexp's derivative is exp(s - lse), which is no softmax where lse is so large that log(sum) is lost in it.
+    # torch.logsumexp's derivative is exp(s - lse), no softmax where lse is so large that log(sum) is lost in it.
     top = s.amax(-1, keepdim=True).detach() if s.shape[-1] else s.sum(-1, keepdim=True)
     lse = (top + (s - top).exp().sum(-1, keepdim=True).log()).squeeze(-1)
     lse = torch.where(alive, lse, -torch.inf)
@@ -83,7 +84,7 @@ def gated_sdpa_reference(call: GatedSdpaCall) -> tuple[Tensor, Tensor]:
 def offsets(name: str, cu_seqlens: Tensor, total: int) -> list[int]:
     """The offsets as a list, or :class:`nsk.UnsupportedInput` if they do not cut ``total`` rows into sequences."""
     c = cu_seqlens.tolist()
-    if c[0] != 0 or c[-1] != total or any(a > b for a, b in zip(c, c[1:], strict=False)):
+    if c[0] != 0 or c[-1] != total or any(a > b for a, b in itertools.pairwise(c)):
         shown = c if len(c) <= 16 else f"{c[:8]}..."
         raise UnsupportedInput(
             f"{name}: got {shown}; expected offsets that start at 0, never decrease and end at {total}, "

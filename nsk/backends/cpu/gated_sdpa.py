@@ -16,10 +16,7 @@ def _sequence(t, varlen: bool):
     if t is None:
         return None
     s = t.stride()
-    if varlen:
-        strides = (0, s[1], s[0], s[2] if len(s) == 3 else 0)
-    else:
-        strides = s if len(s) == 4 else (s[0], s[1], s[2], 0)
+    strides = (0, s[1], s[0], s[2] if len(s) == 3 else 0) if varlen else s if len(s) == 4 else (s[0], s[1], s[2], 0)
     return t.data_ptr(), _DTYPES[t.dtype], strides
 
 
