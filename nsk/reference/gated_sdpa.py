@@ -11,6 +11,7 @@ in that type, scores, softmax and lse in float32. What a query may not see is se
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import torch
@@ -19,7 +20,6 @@ from torch import Tensor
 from nsk.errors import UnsupportedInput
 from nsk.reference.products import Scores, WeightedSum
 from nsk.spec.gated_sdpa import GatedSdpaCall
-import itertools
 
 
 def allowed_keys(call: GatedSdpaCall) -> Tensor:
