@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
+
 from nsk import _native
 
 PROBE_SECONDS = 0.03
-READ_BYTES = 256 << 20
+READ_BYTES = 256 << 20  # far more than any cache holds
 UNITS = {"float32": "GFLOP/s", "bfloat16": "GFLOP/s", "read": "GB/s"}
 
 
@@ -22,6 +24,7 @@ class Roofs:
     threads: int
     measured: dict[str, list[float]] = field(default_factory=dict)
     best_kernel: dict[str, tuple[float, str]] = field(default_factory=dict)
+    _buffer: torch.Tensor | None = None
 
     def measure(self, kind: str, seconds: float = PROBE_SECONDS) -> float:
         """One more measurement, on the best instruction set of the processor, whichever the kernels use."""
@@ -29,7 +32,9 @@ class Roofs:
         _native.set_isa(best)
         try:
             if kind == "read":
-                rate = _native.measure_read(READ_BYTES, self.threads, seconds)
+                if self._buffer is None:
+                    self._buffer = torch.ones(READ_BYTES, dtype=torch.int8)
+                rate = _native.measure_read(self._buffer.data_ptr(), READ_BYTES, self.threads, seconds)
             else:
                 rate = _native.measure_fma(kind, self.threads, seconds)
         finally:

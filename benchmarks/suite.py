@@ -7,8 +7,6 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
-import torch
-
 from benchmarks import measure, memory, roofs, workload
 from benchmarks.workload import OURS, Case, Verdict, Workload
 
@@ -147,8 +145,3 @@ def _row(case: Case, status: str, reasons: list[str]) -> dict:
         "status": status,
         "reasons": reasons,
     }
-
-
-def set_threads(threads: int) -> None:
-    """The thread count of everything: nsk, torch and what torch compiles."""
-    torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""Gated attention as the kernels compute it (tiles of keys, online softmax, backward from ``out`` and ``lse``), with one
+"""Gated attention as the kernels compute it (tiles of keys, online softmax, backward from `out` and `lse`), with one
 switchable flaw. Without a flaw it is right; with one it must fail its tests."""
 
 from __future__ import annotations

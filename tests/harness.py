@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import torch
 from cases import Case, Inputs, make_inputs
-from terms import sizes_of_terms
 from torch import Tensor
 
 import nsk
 from nsk.reference.budget import BudgetReport, within_budget
 from nsk.reference.gated_sdpa import gated_sdpa_reference
+from nsk.reference.terms import sizes_of_terms
 from nsk.spec.gated_sdpa import GatedSdpaCall
 
 Results = dict[str, Tensor]

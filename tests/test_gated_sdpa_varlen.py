@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -16,13 +15,14 @@ from harness import (
     baseline_and_oracle,
     compare,
     differentiate,
+    plain_copy,
     poisoned_allocations,
-    terms_of,
 )
-from torch import Tensor
 
 import nsk
 from nsk.reference.gated_sdpa import gated_sdpa_reference
+from nsk.reference.terms import sizes_of_terms
+from nsk.spec.gated_sdpa import GatedSdpaCall
 
 
 @dataclass(frozen=True)
@@ -113,48 +113,27 @@ def run_packed(packed: Packed, inputs: Inputs, **replaced) -> Results:
         return differentiate(out, lse, inputs)
 
 
-def sequences(packed: Packed, inputs: Inputs) -> Iterator[tuple[slice, Inputs]]:
-    """Each sequence as a dense call on slices of the packed tensors, with its rows of the output."""
-    t, q0, k0 = inputs.tensors, 0, 0
-
-    def dense(x: Tensor | None, rows: slice) -> Tensor | None:
-        return None if x is None else x[rows].transpose(0, 1)[None]
-
-    for nq, nk in zip(packed.lengths_q, packed.lengths_k, strict=True):
-        of_q, of_k = slice(q0, q0 + nq), slice(k0, k0 + nk)
-        rows = {"query": of_q, "gate": of_q, "key": of_k, "value": of_k}
-        one = {name: dense(x, rows[name]) if name in rows else x for name, x in t.items()}
-        yield of_q, Inputs(one, dense(inputs.grad_out, of_q), dense(inputs.grad_lse, of_q), inputs.needs)
-        q0, k0 = q0 + nq, k0 + nk
+def packed_call(packed: Packed, inputs: Inputs) -> GatedSdpaCall:
+    cu_q, cu_k = packed.cu_seqlens()
+    return as_call(packed.case, inputs.tensors, cu_seqlens_q=cu_q, cu_seqlens_k=cu_k)
 
 
 def one_by_one(packed: Packed, inputs: Inputs) -> Results:
     """The dense reference, a sequence at a time."""
-    outs, lses = [inputs.grad_out[:0]], [inputs.grad_lse[:0]]
-    for _, one in sequences(packed, inputs):
-        out, lse = gated_sdpa_reference(as_call(packed.case, one.tensors))
-        outs.append(out[0].transpose(0, 1))
-        lses.append(lse[0].transpose(0, 1))
-    return differentiate(torch.cat(outs), torch.cat(lses), inputs)
+    return differentiate(*gated_sdpa_reference(packed_call(packed, inputs)), inputs)
 
 
-def terms_one_by_one(packed: Packed, inputs: Inputs, oracle: Results) -> Results:
-    """The sizes of the terms: packed rows side by side, what is shared as the root of the sum of squares."""
-    parts: dict[str, list[Tensor]] = {}
-    for rows, one in sequences(packed, inputs):
-        of_one = {"out": oracle["out"][rows].transpose(0, 1)[None]}
-        for name, size in terms_of(packed.case, one, of_one).items():
-            parts.setdefault(name, []).append(size if name == "sink" else size[0].transpose(0, 1))
-    return {
-        name: torch.stack(p).square().sum(0).sqrt() if name == "sink" else torch.cat(p) for name, p in parts.items()
-    }
+def terms_of_packed(packed: Packed, inputs: Inputs, oracle: Results) -> Results:
+    exact = plain_copy(inputs, torch.float64)
+    call = packed_call(packed, exact)
+    return sizes_of_terms(call, packed.case.dtype, oracle["out"], exact.grad_out, exact.grad_lse)
 
 
 def check_packed(packed: Packed, layout: str = "dense", **replaced) -> Results:
     inputs = make_packed(packed, layout)
     results = run_packed(packed, inputs, **replaced)
     baseline, oracle = baseline_and_oracle(functools.partial(one_by_one, packed), inputs)
-    terms = terms_one_by_one(packed, inputs, oracle)
+    terms = terms_of_packed(packed, inputs, oracle)
     for name, report in compare(packed.case.dtype, results, baseline, oracle, terms).items():
         report.check(name)
     return results

@@ -14,6 +14,7 @@ from torch import Tensor
 from benchmarks.workload import Case, Verdict
 from nsk.reference.budget import within_budget
 from nsk.reference.gated_sdpa import gated_sdpa_reference
+from nsk.reference.terms import sizes_of_terms
 from nsk.spec.gated_sdpa import GatedSdpaCall
 
 NAMES = ("out", "grad query", "grad key", "grad value", "grad gate")
@@ -25,17 +26,17 @@ class Gate:
 
     def __init__(self, case: Case, inputs) -> None:
         self._case, self._inputs = case, inputs
-        self._truth: list[tuple[tuple[slice, ...], list[Tensor], list[Tensor]]] | None = None
+        self._truth: list[tuple] | None = None
 
     def __call__(self, results: list[Tensor]) -> Verdict:
         """Holds what an arm returned against the budget."""
         if self._truth is None:
             self._truth = [self._reference(*where) for where in self._places()]
         worst_used, worst_error, reasons = 0.0, None, []
-        for (query_at, key_at), baselines, oracles in self._truth:
-            for i, (result, baseline, oracle) in enumerate(zip(results, baselines, oracles, strict=True)):
+        for (query_at, key_at), baselines, oracles, terms in self._truth:
+            for i, (result, baseline, oracle, size) in enumerate(zip(results, baselines, oracles, terms, strict=True)):
                 at = key_at if i in (2, 3) else query_at
-                report = within_budget(result[at], baseline, oracle)
+                report = within_budget(result[at], baseline, oracle, terms=size)
                 worst_used = max(worst_used, report.used)
                 if report.baseline_rms_error > 0:
                     worst_error = max(worst_error or 0.0, report.rms_error / report.baseline_rms_error)
@@ -73,7 +74,12 @@ class Gate:
             cu_seqlens_k=cu,
         )
         grad_out = None if x.grad_out is None else x.grad_out[query_at]
-        return (query_at, key_at), _evaluate(call, grad_out), _evaluate(_double(call), grad_out)
+        exact = _double(call)
+        oracle = _evaluate(exact, grad_out)
+        incoming = torch.zeros_like(oracle[0]) if grad_out is None else grad_out.double()
+        sizes = sizes_of_terms(exact, call.query.dtype, oracle[0], incoming, None)
+        terms = [sizes[name] for name in ("out", "query", "key", "value", "gate") if name in sizes]
+        return (query_at, key_at), _evaluate(call, grad_out), oracle, terms[: len(oracle)]
 
 
 def offsets(lengths: tuple[int, ...]) -> Tensor | None:

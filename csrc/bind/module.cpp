@@ -121,10 +121,9 @@ PYBIND11_MODULE(_native, m) {
     return nsk_cpu_measure_fma(code, threads, seconds);
   }, py::arg("dtype"), py::arg("threads"), py::arg("seconds"),
      "Multiply-adds in registers, GFLOP/s; 0 if the processor has none for this type.");
-  m.def("measure_read", [](int64_t bytes, int threads, double seconds) {
+  m.def("measure_read", [](uintptr_t buffer, int64_t bytes, int threads, double seconds) {
     if (bytes < 4096 * int64_t(threads)) throw std::invalid_argument("bytes: at least 4096 a thread");
-    std::vector<char> buffer(size_t(bytes), 1);
     py::gil_scoped_release release;
-    return nsk_cpu_measure_read(buffer.data(), bytes, threads, seconds);
-  }, py::arg("bytes"), py::arg("threads"), py::arg("seconds"), "Reading memory, GB/s.");
+    return nsk_cpu_measure_read(reinterpret_cast<const char*>(buffer), bytes, threads, seconds);
+  }, py::arg("buffer"), py::arg("bytes"), py::arg("threads"), py::arg("seconds"), "Reading this memory, GB/s.");
 }

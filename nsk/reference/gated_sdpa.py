@@ -12,6 +12,7 @@ in that type, scores, softmax and lse in float32. What a query may not see is se
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -93,30 +94,33 @@ def offsets(name: str, cu_seqlens: Tensor, total: int) -> list[int]:
     return c
 
 
-def _varlen(call: GatedSdpaCall) -> tuple[Tensor, Tensor]:
-    """Each sequence by itself."""
+def sequences(call: GatedSdpaCall) -> Iterator[tuple[slice, slice, GatedSdpaCall]]:
+    """Each sequence of a packed call: its query rows, its key rows, and itself as a dense call of batch size 1."""
     q_at = offsets("cu_seqlens_q", call.cu_seqlens_q, call.query.shape[0])
     k_at = offsets("cu_seqlens_k", call.cu_seqlens_k, call.key.shape[0])
-
-    def rows(t: Tensor | None, begin: int, end: int) -> Tensor | None:  # [T, H, ...] -> [1, H, S, ...]
-        return None if t is None else t[begin:end].transpose(0, 1)[None]
-
-    outs, lses = [], []
-    for n in range(len(q_at) - 1):
-        q_rows, k_rows = q_at[n : n + 2], k_at[n : n + 2]
+    for q_pair, k_pair in zip(itertools.pairwise(q_at), itertools.pairwise(k_at), strict=True):
+        of_q, of_k = slice(*q_pair), slice(*k_pair)
         one = replace(
             call,
-            query=rows(call.query, *q_rows),
-            key=rows(call.key, *k_rows),
-            value=rows(call.value, *k_rows),
-            gate=rows(call.gate, *q_rows),
+            query=unpacked(call.query, of_q),
+            key=unpacked(call.key, of_k),
+            value=unpacked(call.value, of_k),
+            gate=unpacked(call.gate, of_q),
             cu_seqlens_q=None,
             cu_seqlens_k=None,
         )
-        out, lse = gated_sdpa_reference(one)
-        outs.append(out[0].transpose(0, 1))
-        lses.append(lse[0].transpose(0, 1))
-    if not outs:
+        yield of_q, of_k, one
+
+
+def unpacked(t: Tensor | None, rows: slice) -> Tensor | None:
+    """[T, H, ...] -> [1, H, S, ...]"""
+    return None if t is None else t[rows].transpose(0, 1)[None]
+
+
+def _varlen(call: GatedSdpaCall) -> tuple[Tensor, Tensor]:
+    results = [gated_sdpa_reference(one) for _, _, one in sequences(call)]
+    if not results:
         empty = call.query[:0]
         return empty.sum(-1, keepdim=True).expand(0, -1, call.value.shape[-1]), empty.sum(-1).to(call.accumulate)
-    return torch.cat(outs), torch.cat(lses)
+    outs, lses = (torch.cat([t[0].transpose(0, 1) for t in ts]) for ts in zip(*results, strict=True))
+    return outs, lses

@@ -13,15 +13,23 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from nsk.reference.gated_sdpa import gated_sdpa_reference
+from nsk.reference.gated_sdpa import gated_sdpa_reference, sequences, unpacked
 from nsk.spec.gated_sdpa import GatedSdpaCall
 
 
 def sizes_of_terms(
     call: GatedSdpaCall, dtype: torch.dtype, out: Tensor, grad_out: Tensor, grad_lse: Tensor | None
 ) -> dict[str, Tensor]:
-    """For a dense call in float64, standing for one in ``dtype``, its output and the incoming gradients: the results'
-    names to the sizes of their terms."""
+    """The sizes of the terms of each result, by its name.
+
+    Args:
+        call: in float64, standing for the same call in ``dtype``.
+        dtype: the type that the results to be judged were computed in.
+        out: the oracle's output.
+        grad_out: the incoming gradients, in float64; ``grad_lse`` may be ``None``.
+    """
+    if call.varlen:
+        return _one_by_one(call, dtype, out, grad_out, grad_lse)
     with torch.no_grad():
         p, lse, sink_weight = _weights(call)
         share = 1 - sink_weight  # of the keys in the denominator
@@ -66,6 +74,19 @@ def sizes_of_terms(
                 ds2 = ds2.sum(-1, keepdim=True) + p.sum(-1, keepdim=True).square() * of_row2
             sizes["attn_mask"] = ds2.sum_to_size(shape).reshape(call.attn_mask.shape)
         return {name: t.sqrt() for name, t in sizes.items()}
+
+
+def _one_by_one(call: GatedSdpaCall, dtype, out, grad_out, grad_lse) -> dict[str, Tensor]:
+    """Packed: rows side by side; what all sequences share as the root of the sum of squares."""
+    parts: dict[str, list[Tensor]] = {}
+    for of_q, _, one in sequences(call):
+        outputs = (unpacked(t, of_q) for t in (out, grad_out, grad_lse))
+        for name, size in sizes_of_terms(one, dtype, *outputs).items():
+            parts.setdefault(name, []).append(size if name == "sink" else size[0].transpose(0, 1))
+    joined = {name: torch.cat(sizes) for name, sizes in parts.items() if name != "sink"}
+    if "sink" in parts:
+        joined["sink"] = torch.stack(parts["sink"]).square().sum(0).sqrt()
+    return joined
 
 
 def _finite(t: Tensor) -> Tensor:
