@@ -38,7 +38,8 @@ def test_without_a_compiler_the_message_says_what_to_install(wish, tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "CXX"} | {"PATH": str(tmp_path)}
     if wish:
         environment["CXX"] = wish
-    command = [sys.executable, "setup.py", "-q", "build_ext", "--build-temp", str(tmp_path), "--build-lib", str(tmp_path)]
+    folders = ["--build-temp", str(tmp_path), "--build-lib", str(tmp_path)]
+    command = [sys.executable, "setup.py", "-q", "build_ext", *folders]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "apt-get install g++" in done.stderr

@@ -249,6 +249,7 @@ struct BackwardTile {
     const bool two_norms = a.sink.data && g.grad_lse.data;
     // exp(t - norm)
     auto weight = [&](V t, const C* norm, const C* low, int v) {
+      if (coarse) __asm__("" : "+m"(t));  // rounded before the subtraction, as the norm was
       V x = t - load<V>(norm + p * NR + v * L);
       if (coarse) x -= load<V>(low + p * NR + v * L);
       return exp2<C, L>(x * C(kLog2e));

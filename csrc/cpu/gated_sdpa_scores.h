@@ -106,6 +106,11 @@ struct SoftmaxState {
   }
 };
 
+// Beyond this, half a unit in the last place of a score is no small number: a score that is multiplied and subtracted in
+// one rounding then differs from the maximum, which was rounded before, by more than exp takes.
+template <class C>
+inline constexpr C kHugeScore = C(1 << 20);
+
 // One step of the online softmax over `keys` scores. Reads s [keys][NV * L]; writes probabilities relative to the new
 // maximum to `p`: in place of s (C), or as pairs of bf16 along the keys, [ceil(keys / 2)][NV * L].
 template <class M, int NV, Masking K, bool kSoftcap>
@@ -137,6 +142,17 @@ void online_softmax(typename M::C* s, typename M::Unit* p, ptrdiff_t keys, const
   }
   for (int v = 0; v < NV; ++v) max[v] = max_keep<C, L>(load<V>(state.max + v * L), max[v]);
 
+  C factor = scale.scale;
+  if constexpr (kPlain) {
+    bool huge = false;
+    for (int v = 0; v < NV; ++v)
+      for (int l = 0; l < L; ++l) huge |= max[v][l] > kHugeScore<C> || max[v][l] < -kHugeScore<C>;
+    if (huge) {  // rounded by themselves
+      for (ptrdiff_t i = 0; i < keys * NR; i += L) store(s + i, load<V>(s + i) * factor);
+      factor = C(1);
+    }
+  }
+
   V pivot[NV], sum[NV];
   for (int v = 0; v < NV; ++v) {
     // A lane that has seen nothing yet has maximum -inf; pivoting on 0 keeps -inf - -inf out.
@@ -147,7 +163,7 @@ void online_softmax(typename M::C* s, typename M::Unit* p, ptrdiff_t keys, const
   }
   auto probability = [&](ptrdiff_t j, int v) {
     V t = load<V>(s + j * NR + v * L);
-    if constexpr (kPlain) t = t * scale.scale;
+    if constexpr (kPlain) t = t * factor;
     const V e = exp2_bounded<C, L>((t - pivot[v]) * C(kLog2e));
     sum[v] += e;
     return e;

@@ -15,6 +15,7 @@ from nsk.ops.gated_sdpa_library import forward_op, normalised
 from nsk.spec.gated_sdpa_check import refuse
 
 _TENSORS = ("query", "key", "value", "gate", "attn_mask", "sink", "cu_seqlens_q", "cu_seqlens_k")
+_MANY = 2**62  # more than any sequence has
 _ALIGNMENTS = ("top_left", "bottom_right")
 
 
@@ -165,7 +166,8 @@ def explain(op: str, *args, **kwargs) -> str:
         refuse("op", repr(op), "'gated_sdpa' or 'gated_sdpa_varlen'")
     bound = inspect.signature(public).bind(*args, **kwargs).arguments
     bound.pop("return_lse", None)
-    return dispatch.explain("gated_sdpa", normalised(*_arguments(**bound)))
+    arguments = [t.resolve_neg() if isinstance(t, Tensor) else t for t in _arguments(**bound)]  # as torch does for ops
+    return dispatch.explain("gated_sdpa", normalised(*arguments))
 
 
 def _call(*args):
@@ -184,6 +186,8 @@ def _arguments(
     for t, name in zip(tensors, _TENSORS, strict=True):
         if not isinstance(t, Tensor) and (t is not None or name in _TENSORS[:3]):
             refuse(name, type(t).__name__, "a torch.Tensor" + ("" if name in _TENSORS[:3] else " or None"))
+        if t is not None and t.is_nested:  # torch would say so in words of its own
+            refuse(name, "a nested tensor", "a dense one; packed sequences go to gated_sdpa_varlen")
     lengths = (
         -1 if n is None else _integer(name, n)
         for name, n in (("max_seqlen_q", max_seqlen_q), ("max_seqlen_k", max_seqlen_k))
@@ -197,8 +201,10 @@ def _autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     device = tensors[0].device.type
     if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
         return tensors
-    to = torch.get_autocast_dtype(device)
     narrow = (torch.float32, torch.bfloat16, torch.float16)
+    if tensors[0].dtype not in narrow:
+        return tensors
+    to = torch.get_autocast_dtype(device)
     return tuple(t.to(to) if t is not None and t.dtype in narrow else t for t in tensors)
 
 
@@ -207,13 +213,16 @@ def _integer(name: str, n: object) -> int:
         refuse(name, repr(n), "an integer >= 0 or None")
     if n < 0:
         refuse(name, n, "an integer >= 0 or None")
-    return n
+    return min(n, _MANY) if isinstance(n, int) else n
 
 
 def _number(name: str, x: object) -> float:
     if isinstance(x, bool) or not isinstance(x, int | float | torch.SymInt | torch.SymFloat):
         refuse(name, repr(x), "a number")
-    return x
+    try:
+        return float(x)
+    except OverflowError:
+        refuse(name, "an integer beyond every float", "a number")
 
 
 def _options(is_causal, causal_alignment, window, softcap, scale) -> tuple:
@@ -230,6 +239,6 @@ def _options(is_causal, causal_alignment, window, softcap, scale) -> tuple:
     left = -1 if left is None else _integer("window", left)
     right = -1 if right is None else _integer("window", right)
     if scale is not None:
-        scale = float(_number("scale", scale))
-    softcap = float(_number("softcap", softcap))
+        scale = _number("scale", scale)
+    softcap = _number("softcap", softcap)
     return is_causal, causal_alignment == "bottom_right", left, right, softcap, scale

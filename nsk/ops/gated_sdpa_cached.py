@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nsk.errors import UnsupportedInput
 from nsk.ops.gated_sdpa import _arguments
 from nsk.ops.gated_sdpa_library import LIBRARY, forward_op, normalised
 from nsk.spec.gated_sdpa import allocate_forward
+from nsk.spec.gated_sdpa_check import refuse
 
 LIBRARY.define(
     "gated_sdpa_cached(Tensor query, Tensor(a!) key_cache, Tensor(b!) value_cache, Tensor key, Tensor value, "
@@ -35,32 +35,30 @@ def gated_sdpa_cached(
     query, key, value, gate, attn_mask, sink, *_, causal, bottom_right, left, right, softcap, scale = _arguments(
         query, key, value, gate, **options
     )
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (query, key, value, gate, sink)):
-        raise UnsupportedInput(
-            "cache: got keys that require a gradient; a cache is for inference, call under torch.no_grad()"
-        )
     return torch.ops.nsk.gated_sdpa_cached.default(
         query, key_cache, value_cache, key, value, filled, gate, attn_mask, sink,
         causal, bottom_right, left, right, softcap, scale,
     )  # fmt: skip
 
 
+def _check_no_grad(*tensors: Tensor | None) -> None:
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        refuse("cache", "inputs that require a gradient", "inference: call under torch.no_grad()")
+
+
 def _check(key_cache: Tensor, value_cache: Tensor, key: Tensor, value: Tensor, filled: int) -> None:
     for name, t, cache in (("key", key, key_cache), ("value", value, value_cache)):
         b, h, max_length, d = cache.shape
         if t.ndim != 4 or (t.shape[0], t.shape[1], t.shape[3]) != (b, h, d):
-            raise UnsupportedInput(f"{name}: got shape {list(t.shape)}; the cache takes [{b}, {h}, S, {d}]")
+            refuse(name, f"shape {list(t.shape)}", f"[{b}, {h}, S, {d}], as the cache has")
         if t.dtype != cache.dtype or t.device != cache.device:
-            raise UnsupportedInput(
-                f"{name}: got {t.dtype} on {t.device}; the cache holds {cache.dtype} on {cache.device}"
-            )
+            refuse(name, f"{t.dtype} on {t.device}", f"{cache.dtype} on {cache.device}, as the cache is")
         if not 0 <= filled <= max_length - t.shape[2]:
-            raise UnsupportedInput(
-                f"cache: got {t.shape[2]} positions with {filled} of {max_length} filled; they do not fit"
-            )
+            refuse("cache", f"{t.shape[2]} positions with {filled} of {max_length} filled", "as many as fit")
 
 
 def _cached(query, key_cache, value_cache, key, value, filled, gate, attn_mask, sink, *options) -> Tensor:
+    _check_no_grad(query, key, value, gate, attn_mask, sink)
     _check(key_cache, value_cache, key, value, filled)
     end = filled + key.shape[2]
     keys, values = key_cache[:, :, :end], value_cache[:, :, :end]
@@ -72,6 +70,7 @@ def _cached(query, key_cache, value_cache, key, value, filled, gate, attn_mask, 
 
 
 def _cached_fake(query, key_cache, value_cache, key, value, filled, gate, attn_mask, sink, *options) -> Tensor:
+    _check_no_grad(query, key, value, gate, attn_mask, sink)
     # The mask's length is checked when the length is known; all else like a call on the new positions.
     return allocate_forward(normalised(query, key, value, gate, None, sink, None, None, -1, -1, *options))[0]
 

@@ -20,8 +20,8 @@ def _fold(t: Tensor | None, dim: int | None, size: int) -> Tensor | None:
     return t.flatten(0, 1)
 
 
-def _unfold(t: Tensor, size: int) -> Tensor:
-    return t.unflatten(0, (size, t.shape[0] // size))
+def _unfold(t: Tensor, size: int, batch: int) -> Tensor:
+    return t.unflatten(0, (size, batch))
 
 
 def _fold_mask(mask: Tensor | None, dim: int | None, size: int, batch: int) -> Tensor | None:
@@ -33,25 +33,27 @@ def _fold_mask(mask: Tensor | None, dim: int | None, size: int, batch: int) -> T
     return mask.expand(size, batch, *mask.shape[2:]).flatten(0, 1)
 
 
-def _fold_inputs(info, in_dims: tuple, args: tuple) -> tuple[list, tuple]:
+def _fold_inputs(info, in_dims: tuple, args: tuple) -> tuple[int, list, tuple]:
+    """The batch size of one mapped call, the folded tensors, the other arguments."""
     tensors, rest = args[:_TENSORS], args[_TENSORS:]
     if rest[0] is not None or rest[1] is not None:
         raise UnsupportedInput("vmap: got packed sequences; pack the mapped sequences too, with longer cu_seqlens")
     if in_dims[5] is not None:
         raise UnsupportedInput("vmap: got a mapped sink; fold the mapped dimension into the heads instead")
     size = info.batch_size
+    query, dim = tensors[0], in_dims[0]
+    batch = query.shape[0] if dim is None else query.movedim(dim, 0).shape[1]
     folded = [_fold(t, d, size) for t, d in zip(tensors[:_ROWS], in_dims[:_ROWS], strict=True)]
-    batch = folded[0].shape[0] // size
     folded.append(_fold_mask(tensors[4], in_dims[4], size, batch))
     # The kernels ask for a unit last stride, which a mapped last dimension may not leave.
     folded = [t if t is None or t.stride(-1) == 1 else t.contiguous() for t in folded]
-    return [*folded, tensors[5]], rest
+    return batch, [*folded, tensors[5]], rest
 
 
 def _forward(info, in_dims, *args):
-    tensors, rest = _fold_inputs(info, in_dims, args)
+    batch, tensors, rest = _fold_inputs(info, in_dims, args)
     out, lse, served = forward_op(*tensors, *rest)
-    return (_unfold(out, info.batch_size), _unfold(lse, info.batch_size), served), (0, 0, None)
+    return (_unfold(out, info.batch_size, batch), _unfold(lse, info.batch_size, batch), served), (0, 0, None)
 
 
 def _backward(info, in_dims, grad_out, grad_lse, out, lse, served, *args):
@@ -59,10 +61,10 @@ def _backward(info, in_dims, grad_out, grad_lse, out, lse, served, *args):
     size = info.batch_size
     if needs[5]:
         raise UnsupportedInput("vmap: got a sink that asks for a gradient; fold the mapped dimension into the heads")
-    tensors, rest = _fold_inputs(info, in_dims[5:], tuple(args))
+    batch, tensors, rest = _fold_inputs(info, in_dims[5:], tuple(args))
     results = [_fold(t, d, size) for t, d in zip((grad_out, grad_lse, out, lse), in_dims[:4], strict=True)]
     results[2] = results[2].contiguous()
-    grads = [_unfold(g, size) for g in backward_op(*results, served, *tensors, *rest, needs)]
+    grads = [_unfold(g, size, batch) for g in backward_op(*results, served, *tensors, *rest, needs)]
     if needs[4]:
         mask, dim = args[4], in_dims[9]
         shape = mask.shape if dim is None else mask.movedim(dim, 0).shape[1:]
