@@ -98,8 +98,7 @@ def _works(backend: str, call: Callable[[], torch.Tensor]) -> str:
 
 def numbers(run: dict) -> str:
     """The rows that have an aim, and the run's own circumstances, as Markdown."""
-    of_roof = "of the roof"
-    head = ["case", "time", of_roof, "aim", *(f"vs {peer}" for peer in PEERS)]
+    head = ["case", "time", "of the roof", "aim", *(f"vs {peer}" for peer in PEERS)]
     lines = ["| " + " | ".join(head) + " |", "|---|" + "--:|" * (len(head) - 1)]
     for row in run["rows"]:
         if row["status"] == "ok" and (row["target"] or row["bound"] == "memory" or row["dtype"] != "float32"):
@@ -111,8 +110,8 @@ def numbers(run: dict) -> str:
             *lines,
             "",
             f"{machine.line(facts)}. Roofs of this run: {roofs}. `{facts['command']}`.",
-            "A fraction is the median over rounds, each against the roof measured in the same round; a ratio is how many",
-            "times faster nsk was than the peer in the same round.",
+            "A fraction is the median over rounds, each against the roof measured in the same round; a ratio says how",
+            "many times faster nsk was than the peer in the same round.",
         ]
     )
 
