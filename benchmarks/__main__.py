@@ -50,19 +50,18 @@ def main(argv: list[str]) -> int:
         torch.set_num_threads(args.threads)
     count = torch.get_num_threads()
     plan = suite.quick_plan(count) if args.quick else suite.Plan(count, measure.Effort(seconds=args.seconds))
-    run = {"machine": machine.describe(count, argv)}
+    run = {"machine": machine.describe(count, argv), "rows": [], "threads": []}
     print(machine.line(run["machine"]))
 
     roof = roofs.Roofs(count)
     with tqdm(total=len(cases), unit="case", disable=None) as bar:
-
-        def stage(doing: str) -> None:
-            bar.set_postfix_str(doing)
-            bar.update(not doing)
-
-        run["rows"] = suite.run(cases, plan, roof, stage)
-    run["roofs"] = roof.as_json()
-    run["threads"] = []
+        for row in suite.run(cases, plan, roof, bar.set_postfix_str):
+            run["rows"].append(row)
+            run["roofs"] = roof.as_json()
+            _save(args.json, run)  # a long run that is cut short leaves what it found
+            bar.update()
+    for row in run["rows"]:
+        suite.finish(row, roof)
     if count > 1 and not args.quick and not args.only:
         scaling = [case for case in cases if case.target and case.dtype == "float32"][:THREAD_CASES]
         turns = tqdm(scaling, "threads", unit="case", disable=None)
@@ -72,14 +71,18 @@ def main(argv: list[str]) -> int:
         "", table.text(run["rows"]), table.LEGEND, "", table.roofs_text(run["roofs"], count), *roofs.notes(), sep="\n"
     )
     print(*filter(None, (table.absent_text(run["rows"]), table.threads_text(run["threads"]))), sep="\n")
-    if args.json:
-        args.json.write_text(json.dumps(run, indent=1) + "\n")
+    _save(args.json, run)
     if args.report:
         print("wrote", *report.write(args.report, run))
     refused = [row["name"] for row in run["rows"] if row["status"] == "refused"]
     if refused:
         print("wrong results, not timed:", ", ".join(refused), file=sys.stderr)
     return 1 if refused else 0
+
+
+def _save(file: Path | None, run: dict) -> None:
+    if file:
+        file.write_text(json.dumps(run, indent=1) + "\n")
 
 
 if __name__ == "__main__":

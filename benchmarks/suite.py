@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 
 from benchmarks import measure, memory, roofs, workload
@@ -39,20 +39,18 @@ def quick_plan(threads: int) -> Plan:
     return Plan(threads, QUICK_EFFORT, quick=True, compile_until=60.0, start_until=100.0)
 
 
-def run(cases: list[Case], plan: Plan, roof: roofs.Roofs, stage: Callable[[str], None]) -> list[dict]:
-    """The rows of ``cases``, in their order; ``stage`` hears what happens."""
-    rows = []
+def run(cases: list[Case], plan: Plan, roof: roofs.Roofs, stage: Callable[[str], None]) -> Iterator[dict]:
+    """A row for each case, in their order; ``stage`` hears what happens. Fractions are of the best roof so far: call
+    :func:`finish` on all rows at the end."""
     roof.measure_all()
     for case in cases:
         if plan.elapsed() > plan.start_until:
-            rows.append(_row(case, "left out", ["no time was left"]))
+            row = _row(case, "left out", ["no time was left"])
         else:
-            rows.append(run_case(case, plan, roof, lambda doing, name=case.name: stage(f"{name}: {doing}")))
+            row = run_case(case, plan, roof, lambda doing, name=case.name: stage(f"{name}: {doing}"))
             roof.measure_all()
-        stage("")
-    for row in rows:
         finish(row, roof)
-    return rows
+        yield row
 
 
 def run_case(case: Case, plan: Plan, roof: roofs.Roofs, stage: Callable[[str], None]) -> dict:

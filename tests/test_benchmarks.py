@@ -27,7 +27,7 @@ def _short_probes(monkeypatch):
 def run_tiny(*cases) -> tuple[list[dict], roofs.Roofs]:
     roof = roofs.Roofs(1)
     plan = suite.Plan(1, FAST, quick=True)
-    return suite.run(list(cases), plan, roof, lambda _: None), roof
+    return list(suite.run(list(cases), plan, roof, lambda _: None)), roof
 
 
 @pytest.mark.parametrize("mode", workload.MODES)

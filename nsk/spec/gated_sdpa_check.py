@@ -24,12 +24,10 @@ def _shape(t: Tensor) -> str:
 def _check_tensor(name: str, t: object, device: torch.device) -> None:
     if not isinstance(t, Tensor):
         refuse(name, type(t).__name__, "a torch.Tensor")
-    if t.is_nested or t.layout is not torch.strided:
+    if t.layout is not torch.strided:
         refuse(name, f"layout {t.layout}", "a dense (strided) tensor; packed sequences go to gated_sdpa_varlen")
     if t.device != device:
         refuse(name, f"a tensor on {t.device}", f"one on {device}, as query is")
-    if t.is_neg() or t.is_conj():
-        refuse(name, "a lazily negated or conjugated view", "a plain tensor; call .resolve_neg() first")
 
 
 def _check_rows(name: str, t: Tensor) -> None:
