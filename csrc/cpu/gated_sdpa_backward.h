@@ -130,6 +130,9 @@ struct BackwardTile {
     }
   }
 
+  // Whether row r sees no key; what it holds then counts for nothing.
+  bool dead(int64_t r) const { return w.rows[r].begin >= w.rows[r].end; }
+
   // The keys that some row sees, or an empty range.
   KeyRange keys() const {
     KeyRange all{INT64_MAX, 0};
@@ -148,14 +151,18 @@ struct BackwardTile {
       const C* d_o[NR];
       for (int r = 0; r < NR; ++r) {
         const int64_t at = p * NR + r;
-        rows[r] = at < count ? query + at * a.query.stride[2] : nullptr;
+        rows[r] = at < count && !dead(at) ? query + at * a.query.stride[2] : nullptr;
         d_o[r] = at < count ? w.d_o_rows + at * a.head_dim_v : nullptr;
       }
       pack_transposed<M, NV>(w.q + p * ceil_div(a.head_dim, M::pack) * NR, rows, a.head_dim);
       if (need_ds) pack_transposed<M, NV>(w.d_o + p * ceil_div(a.head_dim_v, M::pack) * NR, d_o, a.head_dim_v);
     }
     const int64_t whole = panels * NR / M::pack;
-    if (need_dk) pack_panels<M, NV>(w.q_panels, query, a.query.stride[2], count, a.head_dim, whole);
+    if (need_dk) {
+      pack_panels<M, NV>(w.q_panels, query, a.query.stride[2], count, a.head_dim, whole);
+      for (int64_t r = 0; r < count; ++r)
+        if (dead(r)) clear_panel_row<M, NV>(w.q_panels, r, a.head_dim, whole);
+    }
     if (need_dv)
       pack_panels<M, NV>(w.d_o_panels, w.d_o_rows, a.head_dim_v, count, a.head_dim_v, whole);
     if (need_dq) fill_zero(w.dq, count * padded(a.head_dim));
@@ -349,8 +356,9 @@ struct BackwardTile {
   bool clean(const T* key, int64_t keys) {
     if (rows_clean < 0) {
       const T* query = at<const T>(a.query, seq.batch, head, seq.q_start + row0);
-      rows_clean = !any_nonfinite<C>(query, a.query.stride[2], count, a.head_dim) &&
-                   !any_nonfinite<C>(w.d_o_rows, a.head_dim_v, count, a.head_dim_v);
+      rows_clean = !any_nonfinite<C>(w.d_o_rows, a.head_dim_v, count, a.head_dim_v);
+      for (int64_t r = 0; r < count && rows_clean; ++r)
+        rows_clean = dead(r) || !any_nonfinite<C>(query + r * a.query.stride[2], 0, 1, a.head_dim);
     }
     return rows_clean && !any_nonfinite<C>(key, a.key.stride[2], keys, a.head_dim);
   }

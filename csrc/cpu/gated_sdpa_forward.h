@@ -24,7 +24,7 @@ namespace nsk::NSK_ISA {
 // How the rows of the problem are cut into blocks; the same for all panel shapes.
 struct ForwardPlan {
   const nsk_gated_sdpa& a;
-  int64_t rows_per_block;
+  int64_t most_rows, panel_rows;
   int64_t splits = 1;
   Buffer<int64_t> first;  // first block of each sequence; first[batch] = number of blocks
 
@@ -35,14 +35,15 @@ struct ForwardPlan {
     int64_t row, rows;  // rows of the folded problem: row r is query r % q_len of head + r / q_len
   };
 
-  ForwardPlan(const nsk_gated_sdpa& args, int64_t rows) : a(args), rows_per_block(rows), first(args.batch + 1) {
+  ForwardPlan(const nsk_gated_sdpa& args, int64_t rows, int64_t panel)
+      : a(args), most_rows(rows), panel_rows(panel), first(args.batch + 1) {
     if (first.failed()) return;
     first[0] = 0;
     int64_t longest = 0;
     for (int64_t n = 0; n < a.batch; ++n) {
       const Sequence s = sequence(a, n);
-      const int64_t fold = heads_folded(s.q_len);
-      first[n + 1] = first[n] + a.heads_q / fold * ceil_div(fold * s.q_len, rows_per_block);
+      const int64_t fold = heads_folded(s.q_len), all = fold * s.q_len;
+      first[n + 1] = first[n] + a.heads_q / fold * ceil_div(all, rows_per_block(all));
       if (s.k_len > longest) longest = s.k_len;
     }
     // Splitting the keys costs a merge; it pays only where whole blocks would leave threads idle.
@@ -53,10 +54,15 @@ struct ForwardPlan {
     }
   }
 
-  
   int64_t group() const { return a.heads_q / a.heads_kv; }
-  int64_t heads_folded(int64_t q_len) const { return q_len < rows_per_block ? group() : 1; }
+  int64_t heads_folded(int64_t q_len) const { return q_len < most_rows ? group() : 1; }
   int64_t blocks() const { return first[a.batch]; }
+
+  // Blocks of one size, in whole panels, as few as most_rows allows.
+  int64_t rows_per_block(int64_t rows) const {
+    const int64_t count = ceil_div(rows, most_rows);
+    return count ? round_up(ceil_div(rows, count), panel_rows) : panel_rows;
+  }
 
   Block block(int64_t index) const {
     int64_t low = 0, high = a.batch;  // the last sequence whose first block is <= index and which has blocks
@@ -65,11 +71,11 @@ struct ForwardPlan {
       (first[middle] <= index ? low : high) = middle;
     }
     const Sequence s = sequence(a, low);
-    const int64_t fold = heads_folded(s.q_len), heads = a.heads_q / fold;
-    const int64_t per_head = ceil_div(fold * s.q_len, rows_per_block), at = index - first[low];
+    const int64_t fold = heads_folded(s.q_len), heads = a.heads_q / fold, all = fold * s.q_len;
+    const int64_t size = rows_per_block(all), per_head = ceil_div(all, size), at = index - first[low];
     // Last rows first: under a causal mask they are the longest, and threads should finish together.
-    const int64_t row = (per_head - 1 - at / heads) * rows_per_block, left = fold * s.q_len - row;
-    return {s, at % heads * fold, fold, row, left < rows_per_block ? left : rows_per_block};
+    const int64_t row = (per_head - 1 - at / heads) * size, left = all - row;
+    return {s, at % heads * fold, fold, row, left < size ? left : size};
   }
 };
 
@@ -91,7 +97,7 @@ struct ForwardBlock {
   using V = typename M::V;
   static constexpr int L = M::L, NR = NV * L;
   static constexpr int64_t kMaxPanels = NV == 1 ? 1 : 6;
-  static constexpr int64_t kKeys = NV == 1 ? 2 * kTileRows<NV> : kTileRows<NV> == 6 ? 96 : 128;
+  static constexpr int64_t kKeys = NV == 1 ? 2 * kTileRows<NV> : kTileRows<NV> == 6 ? 96 : 192;
 
   // A thread's tile memory.
   struct Workspace {
@@ -126,7 +132,7 @@ struct ForwardBlock {
   const nsk_gated_sdpa& a;
   const ForwardPlan::Block& block;
   Workspace w;
-  ScoreScale<C> scale{a};
+  ScoreScale<C> scale{a, a.mask.data ? 1 : kLn2};
   int64_t panels = ceil_div(block.rows, NR);
 
   ForwardBlock(const nsk_gated_sdpa& args, const ForwardPlan::Block& b, char* scratch)
@@ -162,7 +168,7 @@ struct ForwardBlock {
     }
     fill_zero(w.o, panels * a.head_dim_v * NR);
     if (begin >= end) return;
-    pack_queries();
+    pack_queries(0);
     const int64_t kv_head = block.head / (a.heads_q / a.heads_kv);
     for (int64_t k0 = begin; k0 < end; k0 += kKeys) {
       const int64_t k1 = k0 + kKeys < end ? k0 + kKeys : end;
@@ -170,21 +176,43 @@ struct ForwardBlock {
       const T* value = at<const T>(a.value, b, kv_head, block.seq.k_start + k0);
       const auto k = broadcast_rows<M>(key, a.key.stride[2], k1 - k0, a.head_dim, w.k);
       const auto v = broadcast_columns<M>(value, a.value.stride[2], k1 - k0, a.head_dim_v, w.v);
-      if (k1 == end) prefetch_gates();
       int clean = -1;  // whether the values of this tile are all finite; -1: not yet looked at
       const int64_t next = k1 + kKeys < end ? kKeys : end - k1;
-      for (int64_t p = 0; p < panels; ++p) panel_step(p, k0, k1, k, v, value, clean, key, next);
+      for (int64_t p = 0; p < panels; ++p) {
+        if constexpr (NV > 1) {
+          upcoming.begin(ceil_div(k1 - k0, kTileRows<NV>) + ceil_div(a.head_dim_v, kTileRows<NV>));
+          if (k0 == begin && p + 1 < panels) ask_rows<T>(a.query, p + 1, a.head_dim);
+          if (k1 == end && a.gate_kind == NSK_GATE_ELEMENTWISE) ask_gates(p);
+        } else if (k1 == end) {
+          ask_gates_now();
+        }
+        panel_step(p, k0, k1, k, v, value, clean, key, next);
+        if (k0 == begin && p + 1 < panels) pack_queries(p + 1);
+      }
     }
   }
 
+  // What the products of one panel step ask for: while the first keys are multiplied, the next panel's queries; while
+  // the last are, the gates. Keys and values, which stream, the processor sees coming itself.
+  Upcoming upcoming;
+
+  template <class X>
+  void ask_rows(const nsk_view& x, int64_t p, int64_t columns) {
+    const Row& row = w.rows[p * NR];  // rows of one head follow each other; where heads fold, the guess may miss
+    upcoming.add(at<const X>(x, block.seq.batch, row.head, row.i), x.stride[2] * int64_t(sizeof(X)), rows_in(p),
+                 columns * int64_t(sizeof(X)));
+  }
+  void ask_gates(int64_t p) {
+    a.gate.dtype == kDtype<T> ? ask_rows<T>(a.gate, p, a.head_dim_v) : ask_rows<float>(a.gate, p, a.head_dim_v);
+  }
   // With a single vector of queries the products wait for memory. While the scores of a tile are computed, its values
   // are asked for, and while its values are summed, the next tile's keys; converted operands are a tile further ahead.
-  auto ahead(const T* rows, const nsk_view& v, int64_t count, int64_t columns, int64_t product_rows, int64_t k) const {
+  auto ahead(const T* rows, const nsk_view& v, int64_t count, int64_t columns, int64_t product_rows, int64_t k) {
     if constexpr (NV == 1) {
       const bool dense = v.stride[2] == columns;
       return spread<NV>(rows, dense ? count * columns * int64_t(sizeof(T)) : 0, product_rows, k);
     } else {
-      return NothingAhead{};
+      return &upcoming;
     }
   }
 
@@ -241,15 +269,13 @@ struct ForwardBlock {
       }
   }
 
-  void pack_queries() {
-    for (int64_t p = 0; p < panels; ++p) {
-      const T* rows[NR];
-      for (int r = 0; r < NR; ++r) {
-        const Row* row = w.rows + p * NR + r;
-        rows[r] = r < rows_in(p) ? at<const T>(a.query, block.seq.batch, row->head, row->i) : nullptr;
-      }
-      pack_transposed<M, NV>(w.q + p * ceil_div(a.head_dim, M::pack) * NR, rows, a.head_dim);
+  void pack_queries(int64_t p) {
+    const T* rows[NR];
+    for (int r = 0; r < NR; ++r) {
+      const Row* row = w.rows + p * NR + r;
+      rows[r] = r < rows_in(p) ? at<const T>(a.query, block.seq.batch, row->head, row->i) : nullptr;
     }
+    pack_transposed<M, NV>(w.q + p * ceil_div(a.head_dim, M::pack) * NR, rows, a.head_dim);
   }
 
   // Divides by the sum, applies the gate, rounds once, writes out and lse.
@@ -268,7 +294,7 @@ struct ForwardBlock {
   }
 
   // Gates are read once, at the end: asked for ahead of time, they are there when the last products are done.
-  void prefetch_gates() const {
+  void ask_gates_now() const {
     if (a.gate_kind != NSK_GATE_ELEMENTWISE) return;
     const int64_t element = a.gate.dtype == kDtype<T> ? sizeof(T) : sizeof(float);
     for (int64_t r = 0; r < block.rows; ++r) {
@@ -280,7 +306,7 @@ struct ForwardBlock {
 
   void finish_row(const Row& row, const SoftmaxState<M, NV>& state, int r, OutputRow<T>& to) const {
     const int64_t b = block.seq.batch;
-    double sum = state.sum[r], max = state.max[r];
+    double sum = state.sum[r], max = state.max[r] * scale.unit;
     const bool dead = sum == 0 && !any_allowed(row);
     const double lse =
         dead ? -kInfinity<double> : sum == 0 ? __builtin_nan("") : max + __builtin_log(sum);

@@ -18,7 +18,7 @@ class ForwardRun {
   static constexpr int64_t kRowsPerBlock = Wide::kMaxPanels * Wide::NR;
 
   static nsk_status run(const nsk_gated_sdpa& a) {
-    const ForwardPlan plan(a, kRowsPerBlock);
+    const ForwardPlan plan(a, kRowsPerBlock, Wide::NR);
     if (plan.first.failed()) return NSK_OUT_OF_MEMORY;
     const size_t scratch = scratch_bytes(a);
     const int64_t splits = plan.splits;
@@ -110,7 +110,7 @@ class ForwardRun {
         C weight[NR];
         for (int r = 0; r < NR; ++r) {
           const C max = part[size + r];
-          weight[r] = max == -kInfinity<C> ? C(0) : C(__builtin_exp(double(max) - double(state.max[r])));
+          weight[r] = max == -kInfinity<C> ? C(0) : C(__builtin_exp((double(max) - double(state.max[r])) * work.scale.unit));
           state.sum[r] += weight[r] * part[size + NR + r];
         }
         for (int64_t d = 0; d < work.a.head_dim_v; ++d)

@@ -82,17 +82,17 @@ inline C scalar_sigmoid(C x) {
   return sigmoid<C, kLanes<C>>(splat<C, kLanes<C>>(x))[0];
 }
 
-// The constants of a score: s = scale * acc, or softcap * tanh(scale * acc / softcap).
+// The constants of a score: s = scale * acc, or cap * tanh(to_tanh * acc). Scores are in units of `unit`: 1, or log(2),
+// which spares the exponential a multiplication.
 template <class C>
 struct ScoreScale {
-  C scale;
-  C to_tanh;  // scale / softcap
-  C cap;
+  C scale, to_tanh, cap;
   bool softcap;
+  double unit;
 
-  explicit ScoreScale(const nsk_gated_sdpa& a)
-      : scale(C(a.scale)), to_tanh(a.softcap > 0 ? C(a.scale / a.softcap) : C(0)), cap(C(a.softcap)),
-        softcap(a.softcap > 0) {}
+  explicit ScoreScale(const nsk_gated_sdpa& a, double unit_ = 1)
+      : scale(C(a.scale / unit_)), to_tanh(a.softcap > 0 ? C(a.scale / a.softcap) : C(0)), cap(C(a.softcap / unit_)),
+        softcap(a.softcap > 0), unit(unit_) {}
 };
 
 // One row (query i of head h) of a tile, and the keys it may see by position.

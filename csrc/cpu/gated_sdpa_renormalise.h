@@ -18,6 +18,7 @@ void renormalise(Tile& tile, KeyRange keys) {
   const nsk_gated_sdpa& a = tile.a;
   const ptrdiff_t depth = ceil_div(a.head_dim, M::pack);
   const int64_t kv_head = tile.head / (a.heads_q / a.heads_kv);
+  const ScoreScale<C> scale(a, a.mask.data ? 1 : kLn2);
   fill_zero(tile.w.norm_low, Tile::kRows);
   fill_zero(tile.w.lse_low, Tile::kRows);
   for (int64_t p = 0; p < tile.panels; ++p) {
@@ -30,14 +31,14 @@ void renormalise(Tile& tile, KeyRange keys) {
       product<M, NV, Along::K, Into::Fresh>(count, k.data, k.stride, tile.w.q + p * depth * NR, depth, tile.w.s, NR);
       const typename Tile::PanelKeys seen{0, count, a.mask.data ? Masking::Bias : Masking::Range};
       const LaneMask<M, NV> mask = tile.lane_mask(p, seen, k0);
-      with_score_kind(seen.kind, tile.scale.softcap, [&](auto kind, auto softcap) {
-        online_softmax<M, NV, kind.value, softcap.value>(tile.w.s, tile.w.ds_pairs, count, mask, tile.scale, state);
+      with_score_kind(seen.kind, scale.softcap, [&](auto kind, auto softcap) {
+        online_softmax<M, NV, kind.value, softcap.value>(tile.w.s, tile.w.ds_pairs, count, mask, scale, state);
       });
     }
     for (int r = 0; r < NR && p * NR + r < tile.count; ++r) {
       const int64_t row = p * NR + r;
       if (tile.w.rows[row].begin == tile.w.rows[row].end) continue;  // dead
-      double top = state.max[r], sum = state.sum[r];
+      double top = state.max[r] * scale.unit, sum = state.sum[r];
       tile.w.lse[row] = C(top);
       tile.w.lse_low[row] = C(__builtin_log(sum));
       if (a.sink.data) {

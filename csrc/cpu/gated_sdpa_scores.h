@@ -112,7 +112,8 @@ template <class C>
 inline constexpr C kHugeScore = C(1 << 20);
 
 // One step of the online softmax over `keys` scores. Reads s [keys][NV * L]; writes probabilities relative to the new
-// maximum to `p`: in place of s (C), or as pairs of bf16 along the keys, [ceil(keys / 2)][NV * L].
+// maximum to `p`: in place of s (C), or as pairs of bf16 along the keys, [ceil(keys / 2)][NV * L]. Scores and their
+// maximum are in units of log(2), but with a mask in units of 1: a mask may hold anything that C does.
 template <class M, int NV, Masking K, bool kSoftcap>
 void online_softmax(typename M::C* s, typename M::Unit* p, ptrdiff_t keys, const LaneMask<M, NV>& mask,
                     const ScoreScale<typename M::C>& scale, SoftmaxState<M, NV>& state) {
@@ -125,12 +126,16 @@ void online_softmax(typename M::C* s, typename M::Unit* p, ptrdiff_t keys, const
   for (int v = 0; v < NV; ++v) max[v] = splat<C, L>(-kInfinity<C>);
   if constexpr (kPlain) {
     // The largest score belongs to the largest product, or the smallest if the scale is negative.
-    using I = Vec<Int<C>, L>;
-    const I flip = scale.scale < 0 ? (I)splat<C, L>(C(-0.0)) : I{};
-    for (ptrdiff_t j = 0; j < keys; ++j)
+    auto find = [&](auto flip) {
+      for (ptrdiff_t j = 0; j < keys; ++j)
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) max[v] = max_keep<C, L>(max[v], (V)(load<I>(s + j * NR + v * L) ^ flip));
-    for (int v = 0; v < NV; ++v) max[v] = (V)((I)max[v] ^ flip) * scale.scale;
+        for (int v = 0; v < NV; ++v) {
+          const V t = load<V>(s + j * NR + v * L);
+          max[v] = max_keep<C, L>(max[v], flip.value ? -t : t);
+        }
+      for (int v = 0; v < NV; ++v) max[v] = (flip.value ? -max[v] : max[v]) * scale.scale;
+    };
+    scale.scale < 0 ? find(std::true_type{}) : find(std::false_type{});
   } else {
     for (ptrdiff_t j = 0; j < keys; ++j)
 #pragma GCC unroll 4
@@ -144,43 +149,48 @@ void online_softmax(typename M::C* s, typename M::Unit* p, ptrdiff_t keys, const
 
   C factor = scale.scale;
   if constexpr (kPlain) {
-    bool huge = false;
-    for (int v = 0; v < NV; ++v)
-      for (int l = 0; l < L; ++l) huge |= max[v][l] > kHugeScore<C> || max[v][l] < -kHugeScore<C>;
-    if (huge) {  // rounded by themselves
+    auto huge = max[0] > kHugeScore<C>;
+    for (int v = 0; v < NV; ++v) huge |= (max[v] > kHugeScore<C>) | (max[v] < -kHugeScore<C>);
+    if (any(huge)) {  // rounded by themselves
       for (ptrdiff_t i = 0; i < keys * NR; i += L) store(s + i, load<V>(s + i) * factor);
       factor = C(1);
     }
   }
 
+  constexpr C kToLog2 = C(K == Masking::Bias ? kLog2e : 1);
   V pivot[NV], sum[NV];
   for (int v = 0; v < NV; ++v) {
     // A lane that has seen nothing yet has maximum -inf; pivoting on 0 keeps -inf - -inf out.
     pivot[v] = max[v] == splat<C, L>(-kInfinity<C>) ? V{} : max[v];
-    const V rescale = exp2_bounded<C, L>((load<V>(state.max + v * L) - pivot[v]) * C(kLog2e));
+    const V rescale = exp2_bounded<C, L>((load<V>(state.max + v * L) - pivot[v]) * kToLog2);
     store(state.rescale + v * L, rescale);
     sum[v] = load<V>(state.sum + v * L) * rescale;
   }
-  auto probability = [&](ptrdiff_t j, int v) {
-    V t = load<V>(s + j * NR + v * L);
-    if constexpr (kPlain) t = t * factor;
-    const V e = exp2_bounded<C, L>((t - pivot[v]) * C(kLog2e));
-    sum[v] += e;
-    return e;
+  // Rows j .. j + N - 1.
+  auto probabilities = [&](ptrdiff_t j, auto n) {
+    constexpr int N = decltype(n)::value;
+    V e[N * NV];
+#pragma GCC unroll 16
+    for (int i = 0; i < N * NV; ++i) {
+      const V t = load<V>(s + j * NR + i * L);
+      e[i] = ((kPlain ? t * factor : t) - pivot[i % NV]) * kToLog2;
+    }
+    exp2_bounded<C, L>(e);
+#pragma GCC unroll 16
+    for (int i = 0; i < N * NV; ++i) sum[i % NV] += e[i];
+    if constexpr (M::pack == 1) {
+#pragma GCC unroll 16
+      for (int i = 0; i < N * NV; ++i) store(p + j * NR + i * L, e[i]);
+    } else {
+#pragma GCC unroll 16
+      for (int i = 0; i < N * NV; ++i)
+        if (i / NV % 2 == 0)
+          store(p + j / 2 * NR + (i / NV / 2 * NV + i % NV) * L, pair_bf16<L>(e[i], i + NV < N * NV ? e[i + NV] : V{}));
+    }
   };
-  if constexpr (M::pack == 1) {
-    for (ptrdiff_t j = 0; j < keys; ++j)
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) store(p + j * NR + v * L, probability(j, v));
-  } else {
-    for (ptrdiff_t j = 0; j < keys; j += 2)
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) {
-        const auto low = probability(j, v);
-        const auto high = j + 1 < keys ? probability(j + 1, v) : V{};
-        store(p + j / 2 * NR + v * L, pair_bf16<L>(low, high));
-      }
-  }
+    ptrdiff_t j = 0;
+  for (; j + 2 <= keys; j += 2) probabilities(j, std::integral_constant<int, 2>{});
+  for (; j < keys; ++j) probabilities(j, std::integral_constant<int, 1>{});
   for (int v = 0; v < NV; ++v) {
     store(state.max + v * L, max[v]);
     store(state.sum + v * L, sum[v]);

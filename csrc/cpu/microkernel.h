@@ -65,6 +65,45 @@ struct Ahead {
 };
 struct NothingAhead {};
 
+// Rows of memory to ask for while products run, a few lines before each register tile: for products that do more than
+// they read, whose next operands should not keep them waiting either.
+class Upcoming {
+ public:
+  // What is asked for is spread over this many register tiles; what is left when they are done is dropped.
+  void begin(int64_t tiles) {
+    parts_ = at_ = line_ = 0;
+    lines_ = 0;
+    tiles_ = tiles;
+  }
+  void add(const void* first, int64_t stride, int64_t rows, int64_t bytes) {
+    if (rows <= 0 || parts_ == kMost) return;
+    part_[parts_++] = {static_cast<const char*>(first), stride, rows, int((bytes + 63) / 64)};
+    lines_ += rows * ((bytes + 63) / 64);
+    per_tile_ = int((lines_ + tiles_ - 1) / tiles_);
+  }
+  NSK_INLINE void ask() {
+    for (int n = per_tile_; n > 0 && at_ < parts_; --n) {
+      Part& part = part_[at_];
+      __builtin_prefetch(part.row + 64 * line_, 0, 2);
+      if (++line_ < part.lines) continue;
+      line_ = 0;
+      part.row += part.stride;
+      if (--part.rows == 0) ++at_;
+    }
+  }
+
+ private:
+  struct Part {
+    const char* row;
+    int64_t stride, rows;
+    int lines;
+  };
+  static constexpr int kMost = 4;
+  Part part_[kMost];
+  int parts_ = 0, at_ = 0, line_ = 0, per_tile_ = 0;
+  int64_t lines_ = 0, tiles_ = 1;
+};
+
 template <class M, int R, int NV, Along A, Into I, class P>
 [[gnu::noinline]] void tile(const typename M::Unit* a, ptrdiff_t stride, const typename M::Unit* b, ptrdiff_t k,
                             typename M::C* c, ptrdiff_t ldc, const typename M::C* beta, P& ahead) {
@@ -125,14 +164,20 @@ void tail(ptrdiff_t rows, const typename M::Unit* a, ptrdiff_t stride, const typ
   }
 }
 
-// All rows of one panel. `stride`, `k` and the pointers a, b count units.
+// All rows of one panel. `stride`, `k` and the pointers a, b count units. `ahead`: Ahead, Upcoming* or nothing.
 template <class M, int NV, Along A, Into I, class P = NothingAhead>
 void product(ptrdiff_t rows, const typename M::Unit* a, ptrdiff_t stride, const typename M::Unit* b, ptrdiff_t k,
              typename M::C* c, ptrdiff_t ldc, const typename M::C* beta = nullptr, P ahead = {}) {
   constexpr int R = kTileRows<NV>;
+  constexpr bool kBetween = std::is_same_v<P, Upcoming*>;
   const ptrdiff_t step = A == Along::K ? stride : 1;
-  for (; rows >= R; rows -= R, a += R * step, c += R * ldc) tile<M, R, NV, A, I>(a, stride, b, k, c, ldc, beta, ahead);
-  tail<M, R - 1, NV, A, I>(rows, a, stride, b, k, c, ldc, beta, ahead);
+  std::conditional_t<kBetween, NothingAhead, P> within{};
+  if constexpr (!kBetween) within = ahead;
+  for (; rows >= R; rows -= R, a += R * step, c += R * ldc) {
+    if constexpr (kBetween) ahead->ask();
+    tile<M, R, NV, A, I>(a, stride, b, k, c, ldc, beta, within);
+  }
+  tail<M, R - 1, NV, A, I>(rows, a, stride, b, k, c, ldc, beta, within);
 }
 
 // Spreads `bytes` from `at` over the steps of a product of `rows` rows and depth k.

@@ -81,6 +81,20 @@ void pack_panels(typename M::Unit* dst, const T* src, ptrdiff_t stride, ptrdiff_
   }
 }
 
+// Makes row r of such panels 0.
+template <class M, int NV>
+void clear_panel_row(typename M::Unit* dst, ptrdiff_t r, ptrdiff_t cols, ptrdiff_t units) {
+  constexpr int NR = NV * M::L;
+  using Unit = typename M::Unit;
+  for (ptrdiff_t d = 0; d < round_up(cols, NR); ++d) {
+    Unit& unit = dst[(d / NR * units + r / M::pack) * NR + d % NR];
+    if constexpr (M::pack == 1)
+      unit = Unit(0);
+    else
+      unit &= r % 2 ? 0x0000ffffu : 0xffff0000u;
+  }
+}
+
 // dst = src * factor, n elements, in the compute type in between.
 template <class C, class D, class T>
 void scale_row(D* dst, const T* src, C factor, ptrdiff_t n) {

@@ -101,6 +101,22 @@ NSK_INLINE Vec<C, L> min_keep(Vec<C, L> a, Vec<C, L> b) {
   return a < b ? a : b;
 }
 
+// Whether any lane of a comparison's result is true.
+template <class I>
+NSK_INLINE bool any(I mask) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(I) == 64) return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#endif
+#if defined(__AVX2__)
+  if constexpr (sizeof(I) == 32) return _mm256_movemask_epi8((__m256i)mask) != 0;
+#endif
+  using E = std::remove_cvref_t<decltype(mask[0])>;
+  E lane[sizeof(I) / sizeof(E)], all = 0;
+  store(lane, mask);
+  for (E x : lane) all |= x;
+  return all != 0;
+}
+
 template <class C, int L>
 NSK_INLINE C reduce_add(Vec<C, L> v) {  // a fixed tree: the same bits whatever the compiler
   C lane[L];
@@ -126,15 +142,21 @@ NSK_INLINE Vec<uint16_t, L> narrow(Vec<float, L> x, bf16) {
   return __builtin_convertvector(x == x ? rounded : quiet, Vec<uint16_t, L>);
 }
 
+template <size_t Half, class V, size_t... I>
+NSK_INLINE V alternate(V x, std::index_sequence<I...>) {  // 0, Half, 1, Half + 1, ...
+  return __builtin_shufflevector(x, x, (I / 2 + I % 2 * Half)...);
+}
+
 // Lane by lane, low and high rounded to bf16 in the halves of 32 bits.
 template <int L>
 NSK_INLINE Vec<uint32_t, L> pair_bf16(Vec<float, L> low, Vec<float, L> high) {
   using U = Vec<uint32_t, L>;
 #if defined(__AVX512BF16__)
   if constexpr (L == 16) {
-    const U a = (U)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)low));
-    const U b = (U)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)high));
-    return a | (b << 16);
+    // The instruction leaves low in one half of the register and high in the other; the shuffle takes turns.
+    using H = Vec<uint16_t, 32>;
+    const H halves = (H)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+    return (U)alternate<16>(halves, std::make_index_sequence<32>{});
   }
 #endif
   return __builtin_convertvector(narrow<L>(low, bf16{}), U) | (__builtin_convertvector(narrow<L>(high, bf16{}), U) << 16);

@@ -65,15 +65,55 @@ NSK_INLINE Vec<C, L> power_of_two(Vec<C, L> shifted) {
   return (Vec<C, L>)((Vec<Int<C>, L>)shifted << ExpTraits<C>::mantissa_bits);
 }
 
-// exp2 for x <= bias + 1. Results below the normal range are 0; NaN stays NaN; exp2(0) == 1 and exp2(-inf) are exact.
+// Leaves x - round(x) in x and returns what scale_exponent takes to multiply by 2^round(x): the integer itself where
+// the processor has an instruction for that, else the power, of x no smaller than -bias.
 template <class C, int L>
-NSK_INLINE Vec<C, L> exp2_bounded(Vec<C, L> x) {
+NSK_INLINE Vec<C, L> split_exponent(Vec<C, L>& x) {
   using T = ExpTraits<C>;
+#if defined(__AVX512F__)
+  if constexpr (sizeof(C) == 4 && L == 16) {
+    const Vec<C, L> n = (Vec<C, L>)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    x -= n;  // NaN for -inf, which scalef by -inf nevertheless makes 0
+    return n;
+  }
+#endif
   x = max_keep<C, L>(splat<C, L>(C(-T::bias)), x);
   const Vec<C, L> shifted = x + T::round_magic;
-  const Vec<C, L> f = x - (shifted - T::round_magic);
-  const Vec<C, L> y = polynomial<C, L>(f, T::exp2_poly) * f + C(1);
-  return y * power_of_two<C, L>(shifted);
+  x -= shifted - T::round_magic;
+  return power_of_two<C, L>(shifted);
+}
+template <class C, int L>
+NSK_INLINE Vec<C, L> scale_exponent(Vec<C, L> y, Vec<C, L> scale) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(C) == 4 && L == 16) return (Vec<C, L>)_mm512_scalef_ps((__m512)y, (__m512)scale);
+#endif
+  return y * scale;
+}
+
+// exp2 for x <= bias + 1. Results below the normal range are 0 or denormal; NaN stays NaN; exp2(0) == 1 and
+// exp2(-inf) are exact. N vectors step by step, so that their chains of dependent operations run side by side.
+template <class C, int L, int N>
+NSK_INLINE void exp2_bounded(Vec<C, L> (&x)[N]) {
+  using T = ExpTraits<C>;
+  constexpr int kTerms = int(sizeof T::exp2_poly / sizeof(C));
+  Vec<C, L> scale[N], y[N];
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) scale[i] = split_exponent<C, L>(x[i]);
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) y[i] = x[i] * T::exp2_poly[kTerms - 1] + T::exp2_poly[kTerms - 2];
+#pragma GCC unroll 16
+  for (int k = kTerms - 3; k >= 0; --k)
+#pragma GCC unroll 16
+    for (int i = 0; i < N; ++i) y[i] = y[i] * x[i] + T::exp2_poly[k];
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) x[i] = scale_exponent<C, L>(y[i] * x[i] + C(1), scale[i]);
+}
+
+template <class C, int L>
+NSK_INLINE Vec<C, L> exp2_bounded(Vec<C, L> x) {
+  Vec<C, L> one[1] = {x};
+  exp2_bounded<C, L>(one);
+  return one[0];
 }
 
 // The same for any x; exp2(inf) = inf.
