@@ -20,9 +20,6 @@ namespace nsk::NSK_ISA {
 template <class C>
 inline constexpr C kCoarseLse = sizeof(C) == 8 ? C(1e12) : C(1e5);
 
-template <class Tile>
-void renormalise(Tile& tile, KeyRange keys);
-
 // Where a thread adds up dK and dV of one KV head: rows of keys, `ld` apart, wide enough for whole panels.
 template <class C>
 struct KeyGradients {
@@ -31,6 +28,15 @@ struct KeyGradients {
   ptrdiff_t key_ld, value_ld;
 };
 
+template <class Tile>
+void renormalise(Tile& tile, KeyRange keys);
+
+template <class Tile, class T>
+bool all_finite(Tile& tile, const T* key, int64_t keys);
+
+template <class Tile, class T, class C>
+void select_pairs(Tile& tile, int64_t k0, const T* key, const typename Tile::PanelKeys* seen, KeyGradients<C> acc);
+
 template <class T, class M_>
 struct BackwardTile {
   using M = M_;
@@ -38,6 +44,7 @@ struct BackwardTile {
   using C = typename M::C;
   using Unit = typename M::Unit;
   using V = typename M::V;
+  using Operand = typename BackwardRow<T, M>::Operand;
   static constexpr int NV = 2, L = M::L, NR = NV * L, R = kTileRows<NV>;
   static constexpr int64_t kPanels = kVectorRegisters == 32 ? 4 : 6;
   static constexpr int64_t kRows = kPanels * NR;
@@ -54,7 +61,8 @@ struct BackwardTile {
     Unit *p_rows, *ds_rows;       // P^T and dS^T as products read them: in place, or bf16 rows
     Unit* ds_pairs;               // dS^T paired along the keys: in place, or [kKeys / 2][kRows]
     C* bias;                      // [kKeys][kRows]
-    C *d_o_rows, *dq;             // [kRows][Dv], [kRows][padded D]
+    Operand* d_o_rows;            // [kRows][Dv]
+    C* dq;                        // [kRows][padded D]
     C *norm, *lse, *delta, *grad_lse;
     C *norm_low, *lse_low;        // what norm and lse cannot hold, see gated_sdpa_renormalise.h
     Row* rows;
@@ -76,7 +84,7 @@ struct BackwardTile {
       ds_rows = M::pack == 1 ? reinterpret_cast<Unit*>(dp) : arena.take<Unit>(kKeys * kRows / M::pack);
       ds_pairs = M::pack == 1 ? ds_rows : arena.take<Unit>(kKeys * kRows / M::pack);
       bias = arena.take<C>(a.mask.data ? kKeys * kRows : 0);
-      d_o_rows = arena.take<C>(kRows * a.head_dim_v);
+      d_o_rows = arena.take<Operand>(kRows * a.head_dim_v);
       dq = arena.take<C>(kRows * padded(a.head_dim));
       norm = arena.take<C>(kRows);
       lse = arena.take<C>(kRows);
@@ -96,6 +104,7 @@ struct BackwardTile {
   const int64_t head, row0, count;  // queries row0 .. row0 + count - 1 of the sequence
   Workspace w;
   ScoreScale<C> scale{a};
+  C to_log2 = C(kLog2e);  // from the scores' units to those of exp2
   int64_t panels = ceil_div(count, NR);
   const bool need_dq = g.grad_query.data, need_dk = g.grad_key.data, need_dv = g.grad_value.data;
   const bool for_mask;  // dS is wanted as the mask's gradient: before the softcap's derivative
@@ -148,7 +157,7 @@ struct BackwardTile {
     const T* query = at<const T>(a.query, seq.batch, head, seq.q_start + row0);
     for (int64_t p = 0; p < panels; ++p) {
       const T* rows[NR];
-      const C* d_o[NR];
+      const Operand* d_o[NR];
       for (int r = 0; r < NR; ++r) {
         const int64_t at = p * NR + r;
         rows[r] = at < count && !dead(at) ? query + at * a.query.stride[2] : nullptr;
@@ -178,7 +187,7 @@ struct BackwardTile {
     PanelKeys seen[kPanels];
     bool whole = true;  // every row sees every key
     for (int64_t p = 0; p < panels; ++p) whole &= panel_scores(p, k0, k1, k, v, seen[p]);
-    if (!whole && !clean(key, k1 - k0)) return select(k0, key, seen, acc);
+    if (!whole && !all_finite(*this, key, k1 - k0)) return select_pairs(*this, k0, key, seen, acc);
     if (need_dv) add_key_gradient(w.p_rows, w.d_o_panels, a.head_dim_v, acc.value + k0 * acc.value_ld, acc.value_ld,
                                   k1 - k0, seen, whole);
     if (need_dk) add_key_gradient(w.ds_rows, w.q_panels, a.head_dim, acc.key + k0 * acc.key_ld, acc.key_ld, k1 - k0,
@@ -219,7 +228,16 @@ struct BackwardTile {
                                             dp, kRows);
     const LaneMask<M, NV> mask = lane_mask(p, seen, k0);
     with_score_kind(seen.kind, scale.softcap, [&](auto kind, auto softcap) {
-      probabilities<kind.value, softcap.value>(p, begin, end, mask);
+      auto some = [&](auto k, int64_t from, int64_t to) {
+        probabilities<k.value, softcap.value>(p, begin, begin + from, begin + to, mask);
+      };
+      if constexpr (kind.value == Masking::Range) {
+        some(kind, 0, mask.all_begin);
+        some(std::integral_constant<Masking, Masking::None>{}, mask.all_begin, mask.all_end);
+        some(kind, mask.all_end, end - begin);
+      } else {
+        some(kind, 0, end - begin);
+      }
     });
     return full;
   }
@@ -249,60 +267,63 @@ struct BackwardTile {
       for (int64_t j = 0; j < keys; j += 2) fill_zero(w.ds_pairs + j / 2 * kRows + p * NR, NR);
   }
 
-  // P^T = exp(S - L), dS^T = P (dP - delta), in the layouts that the products read.
+  // P^T = exp(S - L), dS^T = P (dP - delta) for keys from .. to - 1, in the layouts that the products read. The mask
+  // counts keys from `base`.
   template <Masking K, bool kSoftcap>
-  void probabilities(int64_t p, int64_t begin, int64_t end, const LaneMask<M, NV>& mask) {
-    const C* delta = w.delta + p * NR;
+  void probabilities(int64_t p, int64_t base, int64_t from, int64_t to, const LaneMask<M, NV>& mask) {
     const bool two_norms = a.sink.data && g.grad_lse.data;
-    // exp(t - norm)
-    auto weight = [&](V t, const C* norm, const C* low, int v) {
-      if (coarse) __asm__("" : "+m"(t));  // rounded before the subtraction, as the norm was
-      V x = t - load<V>(norm + p * NR + v * L);
-      if (coarse) x -= load<V>(low + p * NR + v * L);
-      return exp2<C, L>(x * C(kLog2e));
-    };
-    auto pair = [&](int64_t j, int v, V& prob, V& ds) {
-      const ptrdiff_t at = j * kRows + p * NR + v * L;
-      const V raw = load<V>(w.s + at);
-      V slope = splat<C, L>(C(1)), t;
-      if constexpr (kSoftcap) {
-        const V h = tanh<C, L>(raw * scale.to_tanh);
-        t = h * scale.cap;
-        if (!for_mask) slope = C(1) - h * h;
-      } else {
-        t = raw * scale.scale;
+    // e = exp(t - norm)
+    auto weigh = [&](auto& e, const C* norm, const C* low) {
+      constexpr int N = sizeof(e) / sizeof(V);
+#pragma GCC unroll 16
+      for (int i = 0; i < N; ++i) {
+        if (coarse) __asm__("" : "+m"(e[i]));  // rounded before the subtraction, as the norm was
+        e[i] -= load<V>(norm + p * NR + i % NV * L);
+        if (coarse) e[i] -= load<V>(low + p * NR + i % NV * L);
+        e[i] *= to_log2;
       }
-      t = mask.template apply<K>(t, j - begin, v);
-      prob = mask.template select<K>(weight(t, w.norm, w.norm_low, v), j - begin, v);
-      if (!need_ds) return;
-      ds = prob * (load<V>(w.dp + at) - load<V>(delta + v * L));
-      if (two_norms) ds += weight(t, w.lse, w.lse_low, v) * load<V>(w.grad_lse + p * NR + v * L);
-      if constexpr (kSoftcap) ds *= slope;
-      ds = mask.template select<K>(ds, j - begin, v);
+      exp2_all<false, C, L>(e);
     };
-    for (int64_t j = begin; j < end; j += M::pack)
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) {
-        const ptrdiff_t at = p * NR + v * L;
-        V prob{}, ds{};
-        pair(j, v, prob, ds);
-        if constexpr (M::pack == 1) {
-          store(w.p_rows + j * kRows + at, prob);
-          if (need_ds) store(w.ds_rows + j * kRows + at, ds);
+    // Rows j .. j + n - 1 of the panel.
+    auto rows = [&](int64_t j, auto n) {
+      constexpr int N = decltype(n)::value * NV;
+      V t[N], prob[N], ds[N] = {};
+#pragma GCC unroll 16
+      for (int i = 0; i < N; ++i) {
+        const V raw = load<V>(w.s + (j + i / NV) * kRows + p * NR + i % NV * L);
+        if constexpr (kSoftcap) {
+          const V h = tanh<C, L>(raw * scale.to_tanh);
+          t[i] = h * scale.cap;
+          ds[i] = for_mask ? splat<C, L>(C(1)) : C(1) - h * h;  // the slope
         } else {
-          V prob2{}, ds2{};
-          if (j + 1 < end) pair(j + 1, v, prob2, ds2);
-          store_bf16(w.p_rows, j, at, prob);
-          store_bf16(w.p_rows, j + 1, at, prob2);
-          if (!need_ds) continue;
-          store_bf16(w.ds_rows, j, at, ds);
-          store_bf16(w.ds_rows, j + 1, at, ds2);
-          store(w.ds_pairs + j / 2 * kRows + at, pair_bf16<L>(ds, ds2));
+          t[i] = raw * scale.scale;
+        }
+        prob[i] = t[i] = mask.template apply<K>(t[i], j + i / NV - base, i % NV);
+      }
+      weigh(prob, w.norm, w.norm_low);
+#pragma GCC unroll 16
+      for (int i = 0; i < N; ++i) prob[i] = mask.template select<K>(prob[i], j + i / NV - base, i % NV);
+      if (need_ds) {
+        if (two_norms) weigh(t, w.lse, w.lse_low);
+#pragma GCC unroll 16
+        for (int i = 0; i < N; ++i) {
+          const ptrdiff_t lane = p * NR + i % NV * L;
+          V x = prob[i] * (load<V>(w.dp + (j + i / NV) * kRows + lane) - load<V>(w.delta + lane));
+          if (two_norms) x += t[i] * load<V>(w.grad_lse + lane);
+          if constexpr (kSoftcap) x *= ds[i];
+          ds[i] = mask.template select<K>(x, j + i / NV - base, i % NV);
         }
       }
-  }
-  static NSK_INLINE void store_bf16(Unit* rows, int64_t j, ptrdiff_t at, V x) {
-    store(reinterpret_cast<uint16_t*>(rows) + j * kRows + at, narrow<L>(x, bf16{}));
+      store_rows<M, NV>(w.p_rows, j * kRows + p * NR, kRows, prob);
+      if (!need_ds) return;
+      store_rows<M, NV>(w.ds_rows, j * kRows + p * NR, kRows, ds);
+      if constexpr (M::pack == 2)
+        for (int v = 0; v < NV; ++v)
+          store(w.ds_pairs + j / 2 * kRows + p * NR + v * L, pair_bf16<L>(ds[v], N > NV ? ds[N - NV + v] : V{}));
+    };
+    int64_t j = from;
+    for (; j + 2 <= to; j += 2) rows(j, std::integral_constant<int, 2>{});
+    if (j < to) rows(j, std::integral_constant<int, 1>{});
   }
 
   // c [keys][columns] += rows^T [keys][queries] * panels [queries][columns]: dV from P and dO, dK from dS and Q.
@@ -352,38 +373,7 @@ struct BackwardTile {
     }
   }
 
-  // A gradient of 0 must not meet an inf or NaN of a pair that is not allowed.
-  bool clean(const T* key, int64_t keys) {
-    if (rows_clean < 0) {
-      const T* query = at<const T>(a.query, seq.batch, head, seq.q_start + row0);
-      rows_clean = !any_nonfinite<C>(w.d_o_rows, a.head_dim_v, count, a.head_dim_v);
-      for (int64_t r = 0; r < count && rows_clean; ++r)
-        rows_clean = dead(r) || !any_nonfinite<C>(query + r * a.query.stride[2], 0, 1, a.head_dim);
-    }
-    return rows_clean && !any_nonfinite<C>(key, a.key.stride[2], keys, a.head_dim);
-  }
-  int rows_clean = -1;  // -1: not yet looked at
-
-  // The three products one allowed pair at a time.
-  void select(int64_t k0, const T* key, const PanelKeys* seen, KeyGradients<C> acc) {
-    for (int64_t q = 0; q < count; ++q) {
-      const PanelKeys& panel = seen[q / NR];
-      if (panel.begin == panel.end) continue;
-      const LaneMask<M, NV> mask = lane_mask(q / NR, panel, k0);
-      const T* query = at<const T>(a.query, seq.batch, head, seq.q_start + row0 + q);
-      for (int64_t j = panel.begin; j < panel.end; ++j) {
-        if (!mask.allowed(panel.kind, j - panel.begin, int(q % NR))) continue;
-        const C prob = unit_element<M>(w.p_rows[(j * kRows + q) / M::pack], q);
-        const C ds = need_ds ? unit_element<M>(w.ds_rows[(j * kRows + q) / M::pack], q) : C(0);
-        for (int64_t d = 0; need_dv && d < a.head_dim_v; ++d)
-          acc.value[(k0 + j) * acc.value_ld + d] += prob * w.d_o_rows[q * a.head_dim_v + d];
-        for (int64_t d = 0; need_dk && d < a.head_dim; ++d)
-          acc.key[(k0 + j) * acc.key_ld + d] += ds * C(to_float(query[d]));
-        for (int64_t d = 0; need_dq && d < a.head_dim; ++d)
-          w.dq[q * padded(a.head_dim) + d] += ds * C(to_float(key[j * a.key.stride[2] + d]));
-      }
-    }
-  }
+  int rows_finite = -1;  // whether the tile's queries and dO are; -1: not yet looked at
 
   // Everything for this tile: adds to the keys' gradients, writes its rows of the query's.
   void run(KeyGradients<C> acc) {

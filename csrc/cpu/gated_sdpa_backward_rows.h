@@ -14,6 +14,7 @@ namespace nsk::NSK_ISA {
 template <class T, class M>
 struct BackwardRow {
   using C = typename M::C;
+  using Operand = std::conditional_t<M::pack == 2, bf16, C>;
   static constexpr int L = kLanes<C>;
 
   C lse;        // 0 where dead
@@ -23,8 +24,8 @@ struct BackwardRow {
   double grad_sink;  // this row's share
   bool dead;
 
-  // Fills dO [head_dim_v] and writes the gate's gradient.
-  BackwardRow(const nsk_gated_sdpa_backward& g, int64_t b, const Row& row, C* d_o) {
+  // Fills dO [head_dim_v], in the type that the products take, and writes the gate's gradient.
+  BackwardRow(const nsk_gated_sdpa_backward& g, int64_t b, const Row& row, Operand* d_o) {
     const nsk_gated_sdpa& a = g.forward;
     const double lse_value = load_scalar(a.lse, offset(a.lse, b, row.head, row.i));
     dead = lse_value == -kInfinity<double>;
@@ -42,7 +43,7 @@ struct BackwardRow {
 
  private:
   // A query with no allowed key has no gradient, whatever its gate and its incoming gradient hold.
-  static C clear(const nsk_gated_sdpa_backward& g, int64_t b, const Row& row, C* d_o) {
+  static C clear(const nsk_gated_sdpa_backward& g, int64_t b, const Row& row, Operand* d_o) {
     const nsk_gated_sdpa& a = g.forward;
     fill_zero(d_o, a.head_dim_v);
     if (g.grad_gate.data && a.gate_kind == NSK_GATE_HEADWISE)
@@ -53,11 +54,12 @@ struct BackwardRow {
     return C(0);
   }
 
-  static C gate(const nsk_gated_sdpa_backward& g, int64_t b, const Row& row, C* d_o) {
+  static C gate(const nsk_gated_sdpa_backward& g, int64_t b, const Row& row, Operand* d_o) {
     const nsk_gated_sdpa& a = g.forward;
     const bool elementwise = a.gate_kind == NSK_GATE_ELEMENTWISE, headwise = a.gate_kind == NSK_GATE_HEADWISE;
-    const C head_gate = headwise ? C(load_scalar(a.gate, offset(a.gate, b, row.head, row.i))) : C(0);
-    Vec<C, L> sigma = splat<C, L>(headwise ? scalar_sigmoid(head_gate) : C(1));
+    using S = Sigmoid<C, L>;
+    S sigma(splat<C, L>(headwise ? C(load_scalar(a.gate, offset(a.gate, b, row.head, row.i))) : kInfinity<C>));
+    const C head_complement = sigma.complement[0];
     double sum[L] = {};
     const T* d_out = at<const T>(g.grad_out, b, row.head, row.i);
     const T* out = at<const T>(a.out, b, row.head, row.i);
@@ -68,12 +70,11 @@ struct BackwardRow {
       auto read = [&](const T* p) { return left >= L ? load_as<C, L>(p + d) : load_partial<C, L>(p + d, left); };
       const Vec<C, L> dy = read(d_out), y = read(out);
       if (elementwise) {
-        const Vec<C, L> logit = load_mixed<C, L, T>(a.gate, gate_at + d, left);
-        sigma = sigmoid<C, L>(logit);
-        if (g.grad_gate.data) store_mixed<C, L, T>(g.grad_gate, grad_at + d, dy * y * sigmoid<C, L>(-logit), left);
+        sigma = S(load_mixed<C, L, T>(a.gate, gate_at + d, left));
+        if (g.grad_gate.data) store_mixed<C, L, T>(g.grad_gate, grad_at + d, dy * y * sigma.complement, left);
       }
-      const Vec<C, L> x = dy * sigma;
-      left >= L ? store(d_o + d, x) : store_partial<C, L>(d_o + d, x, left);
+      const Vec<C, L> x = dy * sigma.value;
+      left >= L ? store_as<C, L>(d_o + d, x) : store_partial<C, L>(d_o + d, x, left);
       // The sum decides how well rows of dS cancel; in double it costs nothing next to the products.
       const Vec<C, L> weight = output_weight(dy, x, sigma);
       for (int i = 0; i < L; ++i) sum[i] += double(y[i]) * double(weight[i]);
@@ -82,18 +83,18 @@ struct BackwardRow {
     for (double s : sum) total += s;
     const C delta = C(total);
     if (headwise && g.grad_gate.data)
-      store_scalar(g.grad_gate, offset(g.grad_gate, b, row.head, row.i), delta * scalar_sigmoid(-head_gate));
+      store_scalar(g.grad_gate, offset(g.grad_gate, b, row.head, row.i), delta * head_complement);
     return delta;
   }
 
   // What multiplies out in delta: dOut. Where the products round dO to bf16, the same rounding must reach delta, or
   // rows of dS no longer sum to 0: then it is round(dO) / sigma.
-  static NSK_INLINE Vec<C, L> output_weight(Vec<C, L> dy, Vec<C, L> d_o, Vec<C, L> sigma) {
+  static NSK_INLINE Vec<C, L> output_weight(Vec<C, L> dy, Vec<C, L> d_o, const Sigmoid<C, L>& sigma) {
     if constexpr (M::pack == 1) {
       return dy;
     } else {
       const Vec<C, L> rounded = widen<L>(narrow<L>(d_o, bf16{}), bf16{});
-      return sigma > splat<C, L>(C(1e-30)) ? rounded / sigma : dy;
+      return sigma.value > splat<C, L>(C(1e-30)) ? rounded * sigma.inverse : dy;
     }
   }
 };

@@ -80,11 +80,11 @@ struct ForwardPlan {
 };
 
 // What one row of a block needs to be written.
-template <class T>
+template <class T, class C>
 struct OutputRow {
   T* out;
   int64_t gate;   // offset of its gate
-  double weight;  // of the sum over values: 1 / sum, and the gate if it is headwise
+  C weight;       // of the sum over values: 1 / sum, and the gate if it is headwise
   bool dead;      // no key was allowed
 };
 
@@ -281,16 +281,25 @@ struct ForwardBlock {
   // Divides by the sum, applies the gate, rounds once, writes out and lse.
   void finish() {
     for (int64_t p = 0; p < panels; ++p) {
-      OutputRow<T> rows[NR];
+      OutputRow<T, C> rows[NR];
       for (int r = 0; r < rows_in(p); ++r) {
         const Row& row = w.rows[p * NR + r];
         rows[r].out = at<T>(a.out, block.seq.batch, row.head, row.i);
         if (a.gate.data) rows[r].gate = offset(a.gate, block.seq.batch, row.head, row.i);
         finish_row(row, w.state[p], r, rows[r]);
       }
-      for (int group = 0; group < rows_in(p); group += L)
-        for (int64_t d = 0; d < a.head_dim_v; d += L) write_tile(p, group, d, rows);
+      if (a.gate_kind != NSK_GATE_ELEMENTWISE)
+        write<void>(p, rows);
+      else
+        a.gate.dtype == kDtype<T> ? write<T>(p, rows) : write<float>(p, rows);
     }
+  }
+
+  // G: the type of an elementwise gate.
+  template <class G>
+  void write(int64_t p, const OutputRow<T, C>* rows) {
+    for (int group = 0; group < rows_in(p); group += L)
+      for (int64_t d = 0; d < a.head_dim_v; d += L) write_tile<G>(p, group, d, rows);
   }
 
   // Gates are read once, at the end: asked for ahead of time, they are there when the last products are done.
@@ -304,7 +313,7 @@ struct ForwardBlock {
     }
   }
 
-  void finish_row(const Row& row, const SoftmaxState<M, NV>& state, int r, OutputRow<T>& to) const {
+  void finish_row(const Row& row, const SoftmaxState<M, NV>& state, int r, OutputRow<T, C>& to) const {
     const int64_t b = block.seq.batch;
     double sum = state.sum[r], max = state.max[r] * scale.unit;
     const bool dead = sum == 0 && !any_allowed(row);
@@ -317,7 +326,7 @@ struct ForwardBlock {
       weight = __builtin_exp(max - top) / (sum * __builtin_exp(max - top) + __builtin_exp(sink - top));
     }
     if (a.gate_kind == NSK_GATE_HEADWISE) weight *= scalar_sigmoid(C(load_scalar(a.gate, to.gate)));
-    to.weight = weight;
+    to.weight = C(weight);
     to.dead = dead;
   }
 
@@ -334,17 +343,22 @@ struct ForwardBlock {
   }
 
   // Columns d .. d + L - 1 of out for the L rows that start at lane `group` of panel p.
-  void write_tile(int64_t p, int group, int64_t d, const OutputRow<T>* to) {
+  template <class G>
+  void write_tile(int64_t p, int group, int64_t d, const OutputRow<T, C>* to) {
     V rows[L];
     const int64_t left = a.head_dim_v - d;
     const C* o = o_panel(p) + d * NR + group;
 #pragma GCC unroll 16
     for (int i = 0; i < L; ++i) rows[i] = i < left ? load<V>(o + i * NR) : V{};
     transpose(rows);
-    for (int i = 0; i < L && group + i < rows_in(p); ++i) {
-      const OutputRow<T>& row = to[group + i];
-      V x = rows[i] * C(row.weight);
-      if (a.gate_kind == NSK_GATE_ELEMENTWISE) x *= sigmoid<C, L>(load_mixed<C, L, T>(a.gate, row.gate + d, left));
+    const int count = rows_in(p) - group < L ? rows_in(p) - group : L;
+    for (int i = 0; i < count; ++i) {
+      const OutputRow<T, C>& row = to[group + i];
+      V x = rows[i] * row.weight;
+      if constexpr (!std::is_void_v<G>) {
+        const G* gate = static_cast<const G*>(a.gate.data) + row.gate + d;
+        x *= sigmoid<C, L>(left >= L ? load_as<C, L>(gate) : load_partial<C, L>(gate, left));
+      }
       if (row.dead) x = V{};
       left >= L ? store_as<C, L>(row.out + d, x) : store_partial<C, L>(row.out + d, x, left);
     }

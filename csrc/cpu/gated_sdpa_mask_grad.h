@@ -4,6 +4,7 @@
 // every (batch, head) that the mask serves. That repeats two of the five products, and only where it was asked for.
 #pragma once
 
+#include "gated_sdpa_backward_select.h"
 #include "gated_sdpa_renormalise.h"
 
 namespace nsk::NSK_ISA {

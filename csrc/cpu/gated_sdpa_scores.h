@@ -19,6 +19,7 @@ struct LaneMask {
   using V = typename M::V;
   using I = Vec<Int<C>, M::L>;
   I begin[NV], end[NV];  // relative to the first key
+  ptrdiff_t all_begin, all_end;  // the keys that every lane sees, likewise; whole pairs of them
   const C* bias;         // [keys][ld]
   ptrdiff_t ld;
 
@@ -33,6 +34,9 @@ struct LaneMask {
       begin[v] = load<I>(b + v * M::L);
       end[v] = load<I>(e + v * M::L);
     }
+    all_begin = range.all_begin > k0 ? round_up((range.all_begin < k1 ? range.all_begin : k1) - k0, M::pack) : 0;
+    all_end = range.all_end < k1 ? (range.all_end > k0 ? range.all_end - k0 : 0) / M::pack * M::pack : k1 - k0;
+    if (all_begin >= all_end) all_begin = all_end = 0;
   }
 
   // Selects, never multiplies: what a key holds that a lane may not see is gone.
@@ -120,62 +124,71 @@ void online_softmax(typename M::C* s, typename M::Unit* p, ptrdiff_t keys, const
   using C = typename M::C;
   using V = typename M::V;
   constexpr int L = M::L, NR = NV * L;
-  constexpr bool kPlain = K == Masking::None && !kSoftcap;  // scores need not be rewritten before the second pass
+  // Keys [from, to) need neither mask nor softcap: their products are scores but for the scale, which the second pass
+  // applies. The others' scores are stored.
+  constexpr bool kPlain = K != Masking::Bias && !kSoftcap;
+  const ptrdiff_t from = !kPlain ? keys : K == Masking::None ? 0 : mask.all_begin;
+  const ptrdiff_t to = !kPlain || K == Masking::None ? keys : mask.all_end;
 
   V max[NV];
   for (int v = 0; v < NV; ++v) max[v] = splat<C, L>(-kInfinity<C>);
   if constexpr (kPlain) {
     // The largest score belongs to the largest product, or the smallest if the scale is negative.
     auto find = [&](auto flip) {
-      for (ptrdiff_t j = 0; j < keys; ++j)
+      for (ptrdiff_t j = from; j < to; ++j)
 #pragma GCC unroll 4
         for (int v = 0; v < NV; ++v) {
           const V t = load<V>(s + j * NR + v * L);
           max[v] = max_keep<C, L>(max[v], flip.value ? -t : t);
         }
-      for (int v = 0; v < NV; ++v) max[v] = (flip.value ? -max[v] : max[v]) * scale.scale;
+      if (from < to)  // a scale of 0 would make NaN of -inf
+        for (int v = 0; v < NV; ++v) max[v] = (flip.value ? -max[v] : max[v]) * scale.scale;
     };
     scale.scale < 0 ? find(std::true_type{}) : find(std::false_type{});
-  } else {
-    for (ptrdiff_t j = 0; j < keys; ++j)
+  }
+  C factor = scale.scale;
+  if constexpr (kPlain) {
+    auto huge = max[0] > kHugeScore<C>;
+    for (int v = 0; v < NV; ++v) huge |= (max[v] > kHugeScore<C>) | (max[v] < -kHugeScore<C>);
+    if (from < to && any(huge)) {  // rounded by themselves
+      for (ptrdiff_t i = from * NR; i < to * NR; i += L) store(s + i, load<V>(s + i) * factor);
+      factor = C(1);
+    }
+  }
+  auto store_scores = [&](ptrdiff_t first, ptrdiff_t last) {
+    for (ptrdiff_t j = first; j < last; ++j)
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) {
         const V t = mask.template apply<K>(scaled<M, kSoftcap>(load<V>(s + j * NR + v * L), scale), j, v);
         store(s + j * NR + v * L, t);
         max[v] = max_keep<C, L>(max[v], t);
       }
+  };
+  if constexpr (K != Masking::None || kSoftcap) {
+    store_scores(0, from);
+    store_scores(to, keys);
   }
   for (int v = 0; v < NV; ++v) max[v] = max_keep<C, L>(load<V>(state.max + v * L), max[v]);
-
-  C factor = scale.scale;
-  if constexpr (kPlain) {
-    auto huge = max[0] > kHugeScore<C>;
-    for (int v = 0; v < NV; ++v) huge |= (max[v] > kHugeScore<C>) | (max[v] < -kHugeScore<C>);
-    if (any(huge)) {  // rounded by themselves
-      for (ptrdiff_t i = 0; i < keys * NR; i += L) store(s + i, load<V>(s + i) * factor);
-      factor = C(1);
-    }
-  }
 
   constexpr C kToLog2 = C(K == Masking::Bias ? kLog2e : 1);
   V pivot[NV], sum[NV];
   for (int v = 0; v < NV; ++v) {
     // A lane that has seen nothing yet has maximum -inf; pivoting on 0 keeps -inf - -inf out.
     pivot[v] = max[v] == splat<C, L>(-kInfinity<C>) ? V{} : max[v];
-    const V rescale = exp2_bounded<C, L>((load<V>(state.max + v * L) - pivot[v]) * kToLog2);
+    const V rescale = exp2<C, L>((load<V>(state.max + v * L) - pivot[v]) * kToLog2);
     store(state.rescale + v * L, rescale);
     sum[v] = load<V>(state.sum + v * L) * rescale;
   }
-  // Rows j .. j + N - 1.
-  auto probabilities = [&](ptrdiff_t j, auto n) {
+  // Keys j .. j + n - 1.
+  auto some = [&](ptrdiff_t j, auto n, C factor) {
     constexpr int N = decltype(n)::value;
     V e[N * NV];
 #pragma GCC unroll 16
     for (int i = 0; i < N * NV; ++i) {
       const V t = load<V>(s + j * NR + i * L);
-      e[i] = ((kPlain ? t * factor : t) - pivot[i % NV]) * kToLog2;
+      e[i] = (t * factor - pivot[i % NV]) * kToLog2;
     }
-    exp2_bounded<C, L>(e);
+    exp2_all<true, C, L>(e);
 #pragma GCC unroll 16
     for (int i = 0; i < N * NV; ++i) sum[i % NV] += e[i];
     if constexpr (M::pack == 1) {
@@ -188,9 +201,13 @@ void online_softmax(typename M::C* s, typename M::Unit* p, ptrdiff_t keys, const
           store(p + j / 2 * NR + (i / NV / 2 * NV + i % NV) * L, pair_bf16<L>(e[i], i + NV < N * NV ? e[i + NV] : V{}));
     }
   };
-    ptrdiff_t j = 0;
-  for (; j + 2 <= keys; j += 2) probabilities(j, std::integral_constant<int, 2>{});
-  for (; j < keys; ++j) probabilities(j, std::integral_constant<int, 1>{});
+    auto probabilities = [&](ptrdiff_t j, ptrdiff_t last, C factor) {
+    for (; j + 2 <= last; j += 2) some(j, std::integral_constant<int, 2>{}, factor);
+    if (j < last) some(j, std::integral_constant<int, 1>{}, factor);
+  };
+  if constexpr (K != Masking::None || kSoftcap) probabilities(0, from, C(1));
+  if constexpr (kPlain) probabilities(from, to, factor);
+  if constexpr (K != Masking::None || kSoftcap) probabilities(to, keys, C(1));
   for (int v = 0; v < NV; ++v) {
     store(state.max + v * L, max[v]);
     store(state.sum + v * L, sum[v]);

@@ -19,20 +19,9 @@ NSK_INLINE typename M::UnitVec load_units(const T* row, ptrdiff_t d, ptrdiff_t c
   if constexpr (M::pack == 1) {
     return left >= L ? load_as<typename M::C, L>(row + d) : load_partial<typename M::C, L>(row + d, left);
   } else {
-    Vec<uint16_t, 2 * L> h;
-    if constexpr (sizeof(T) == 2) {
-      if (left >= 2 * L) {
-        h = load<Vec<uint16_t, 2 * L>>(row + d);
-      } else {
-        uint16_t lane[2 * L] = {};
-        for (ptrdiff_t i = 0; i < left; ++i) lane[i] = row[d + i].bits;
-        h = load<Vec<uint16_t, 2 * L>>(lane);
-      }
-    } else {
-      uint16_t lane[2 * L] = {};
-      for (ptrdiff_t i = 0; i < 2 * L && i < left; ++i) lane[i] = to_bf16(row[d + i]).bits;
-      h = load<Vec<uint16_t, 2 * L>>(lane);
-    }
+    static_assert(sizeof(T) == 2);
+    using H = Vec<uint16_t, 2 * L>;
+    const H h = left >= 2 * L ? load<H>(row + d) : load_bytes<H>(row + d, 2 * left);
     return (typename M::UnitVec)h;
   }
 }
@@ -92,6 +81,19 @@ void clear_panel_row(typename M::Unit* dst, ptrdiff_t r, ptrdiff_t cols, ptrdiff
       unit = Unit(0);
     else
       unit &= r % 2 ? 0x0000ffffu : 0xffff0000u;
+  }
+}
+
+// N / NV rows of NV vectors each, `stride` elements apart, as rows of elements. `at` and `stride` count elements.
+template <class M, int NV, int N>
+NSK_INLINE void store_rows(typename M::Unit* dst, ptrdiff_t at, ptrdiff_t stride, const typename M::V (&x)[N]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < N; i += NV, at += stride) {
+    if constexpr (M::pack == 1)
+      for (int v = 0; v < NV; ++v) store(dst + at + v * M::L, x[i + v]);
+    else
+      for (int v = 0; v < NV; v += 2)
+        store(reinterpret_cast<uint16_t*>(dst) + at + v * M::L, narrow_both<M::L>(x[i + v], x[i + v + 1]));
   }
 }
 

@@ -135,11 +135,24 @@ NSK_INLINE Vec<float, L> widen(Vec<uint16_t, L> h, bf16) {
 
 template <int L>
 NSK_INLINE Vec<uint16_t, L> narrow(Vec<float, L> x, bf16) {
+#if defined(__AVX512BF16__)  // as below, but numbers too small to be normal become 0
+  if constexpr (L == 16) return (Vec<uint16_t, L>)_mm512_cvtneps_pbh((__m512)x);
+#endif
   using U = Vec<uint32_t, L>;
   const U bits = (U)x;
   const U rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   const U quiet = (bits >> 16) | 0x40u;
   return __builtin_convertvector(x == x ? rounded : quiet, Vec<uint16_t, L>);
+}
+
+// low and high one after the other, rounded to bf16.
+template <int L>
+NSK_INLINE Vec<uint16_t, 2 * L> narrow_both(Vec<float, L> low, Vec<float, L> high) {
+#if defined(__AVX512BF16__)
+  if constexpr (L == 16) return (Vec<uint16_t, 2 * L>)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
+#endif
+  const Vec<uint16_t, L> halves[2] = {narrow<L>(low, bf16{}), narrow<L>(high, bf16{})};
+  return load<Vec<uint16_t, 2 * L>>(halves);
 }
 
 template <size_t Half, class V, size_t... I>
@@ -152,12 +165,7 @@ template <int L>
 NSK_INLINE Vec<uint32_t, L> pair_bf16(Vec<float, L> low, Vec<float, L> high) {
   using U = Vec<uint32_t, L>;
 #if defined(__AVX512BF16__)
-  if constexpr (L == 16) {
-    // The instruction leaves low in one half of the register and high in the other; the shuffle takes turns.
-    using H = Vec<uint16_t, 32>;
-    const H halves = (H)_mm512_cvtne2ps_pbh((__m512)high, (__m512)low);
-    return (U)alternate<16>(halves, std::make_index_sequence<32>{});
-  }
+  if constexpr (L == 16) return (U)alternate<L>(narrow_both<L>(low, high), std::make_index_sequence<2 * L>{});
 #endif
   return __builtin_convertvector(narrow<L>(low, bf16{}), U) | (__builtin_convertvector(narrow<L>(high, bf16{}), U) << 16);
 }
@@ -216,18 +224,48 @@ NSK_INLINE void store_as(T* p, Vec<C, L> v) {
     store(p, __builtin_convertvector(v, Vec<T, L>));
 }
 
-// The same for the first n < L elements; missing lanes read as 0.
+// The first `bytes` < sizeof(V) bytes of a vector, and 0 after them; and back. Touches no byte beyond.
+template <class V>
+NSK_INLINE V load_bytes(const void* p, ptrdiff_t bytes) {
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+  const uint64_t mask = (uint64_t{1} << bytes) - 1;
+  if constexpr (sizeof(V) == 64) return (V)_mm512_maskz_loadu_epi8(mask, p);
+  if constexpr (sizeof(V) == 32) return (V)_mm256_maskz_loadu_epi8(uint32_t(mask), p);
+  if constexpr (sizeof(V) == 16) return (V)_mm_maskz_loadu_epi8(uint16_t(mask), p);
+#endif
+  V v{};
+  __builtin_memcpy(&v, p, size_t(bytes));
+  return v;
+}
+template <class V>
+NSK_INLINE void store_bytes(void* p, V v, ptrdiff_t bytes) {
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+  const uint64_t mask = (uint64_t{1} << bytes) - 1;
+  if constexpr (sizeof(V) == 64) return _mm512_mask_storeu_epi8(p, mask, (__m512i)v);
+  if constexpr (sizeof(V) == 32) return _mm256_mask_storeu_epi8(p, uint32_t(mask), (__m256i)v);
+  if constexpr (sizeof(V) == 16) return _mm_mask_storeu_epi8(p, uint16_t(mask), (__m128i)v);
+#endif
+  __builtin_memcpy(p, &v, size_t(bytes));
+}
+
+// As load_as and store_as for the first n < L elements; missing lanes read as 0.
 template <class C, int L, class T>
 NSK_INLINE Vec<C, L> load_partial(const T* p, ptrdiff_t n) {
-  T lane[L] = {};
-  for (ptrdiff_t i = 0; i < n; ++i) lane[i] = p[i];
-  return load_as<C, L>(lane);
+  if constexpr (sizeof(T) == 2)
+    return widen<L>(load_bytes<Vec<uint16_t, L>>(p, 2 * n), T{});
+  else if constexpr (sizeof(T) == sizeof(C))
+    return load_bytes<Vec<C, L>>(p, n * ptrdiff_t(sizeof(T)));
+  else
+    return __builtin_convertvector((load_bytes<Vec<T, L>>(p, n * ptrdiff_t(sizeof(T)))), Vec<C, L>);
 }
 template <class C, int L, class T>
 NSK_INLINE void store_partial(T* p, Vec<C, L> v, ptrdiff_t n) {
-  T lane[L];
-  store_as<C, L>(lane, v);
-  for (ptrdiff_t i = 0; i < n; ++i) p[i] = lane[i];
+  if constexpr (sizeof(T) == 2)
+    store_bytes(p, narrow<L>(v, T{}), 2 * n);
+  else if constexpr (sizeof(T) == sizeof(C))
+    store_bytes(p, v, n * ptrdiff_t(sizeof(T)));
+  else
+    store_bytes(p, __builtin_convertvector(v, Vec<T, L>), n * ptrdiff_t(sizeof(T)));
 }
 
 // ---- transpose --------------------------------------------------------------------------------------------------

@@ -66,18 +66,19 @@ NSK_INLINE Vec<C, L> power_of_two(Vec<C, L> shifted) {
 }
 
 // Leaves x - round(x) in x and returns what scale_exponent takes to multiply by 2^round(x): the integer itself where
-// the processor has an instruction for that, else the power, of x no smaller than -bias.
-template <class C, int L>
+// the processor has an instruction for that, else the power. `kBounded`: no x is above bias + 1.
+template <bool kBounded, class C, int L>
 NSK_INLINE Vec<C, L> split_exponent(Vec<C, L>& x) {
   using T = ExpTraits<C>;
 #if defined(__AVX512F__)
   if constexpr (sizeof(C) == 4 && L == 16) {
     const Vec<C, L> n = (Vec<C, L>)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    x -= n;  // NaN for -inf, which scalef by -inf nevertheless makes 0
+    x -= n;  // NaN for infinities, which scaling by infinity nevertheless makes 0 and inf
     return n;
   }
 #endif
   x = max_keep<C, L>(splat<C, L>(C(-T::bias)), x);
+  if constexpr (!kBounded) x = min_keep<C, L>(splat<C, L>(C(T::bias + 1)), x);
   const Vec<C, L> shifted = x + T::round_magic;
   x -= shifted - T::round_magic;
   return power_of_two<C, L>(shifted);
@@ -90,15 +91,15 @@ NSK_INLINE Vec<C, L> scale_exponent(Vec<C, L> y, Vec<C, L> scale) {
   return y * scale;
 }
 
-// exp2 for x <= bias + 1. Results below the normal range are 0 or denormal; NaN stays NaN; exp2(0) == 1 and
-// exp2(-inf) are exact. N vectors step by step, so that their chains of dependent operations run side by side.
-template <class C, int L, int N>
-NSK_INLINE void exp2_bounded(Vec<C, L> (&x)[N]) {
+// exp2 of N vectors. Results below the normal range are 0 or denormal; NaN stays NaN; exp2(0) == 1, exp2(-inf) and
+// exp2(inf) are exact. Step by step over all N, so that their chains of dependent operations run side by side.
+template <bool kBounded, class C, int L, int N>
+NSK_INLINE void exp2_all(Vec<C, L> (&x)[N]) {
   using T = ExpTraits<C>;
   constexpr int kTerms = int(sizeof T::exp2_poly / sizeof(C));
   Vec<C, L> scale[N], y[N];
 #pragma GCC unroll 16
-  for (int i = 0; i < N; ++i) scale[i] = split_exponent<C, L>(x[i]);
+  for (int i = 0; i < N; ++i) scale[i] = split_exponent<kBounded, C, L>(x[i]);
 #pragma GCC unroll 16
   for (int i = 0; i < N; ++i) y[i] = x[i] * T::exp2_poly[kTerms - 1] + T::exp2_poly[kTerms - 2];
 #pragma GCC unroll 16
@@ -110,16 +111,10 @@ NSK_INLINE void exp2_bounded(Vec<C, L> (&x)[N]) {
 }
 
 template <class C, int L>
-NSK_INLINE Vec<C, L> exp2_bounded(Vec<C, L> x) {
-  Vec<C, L> one[1] = {x};
-  exp2_bounded<C, L>(one);
-  return one[0];
-}
-
-// The same for any x; exp2(inf) = inf.
-template <class C, int L>
 NSK_INLINE Vec<C, L> exp2(Vec<C, L> x) {
-  return exp2_bounded<C, L>(min_keep<C, L>(splat<C, L>(C(ExpTraits<C>::bias + 1)), x));
+  Vec<C, L> one[1] = {x};
+  exp2_all<false, C, L>(one);
+  return one[0];
 }
 
 // x = n ln2 + r, with the product n ln2 in two parts so that r is exact where exp(x) is large or small.
@@ -147,14 +142,26 @@ NSK_INLINE Vec<C, L> tanh(Vec<C, L> x) {
   return e / (e + C(2));
 }
 
-// 1 / (1 + exp(-x)), with full relative accuracy where it is small: exactly 0 and 1 at -inf and +inf.
+// sigmoid(x) = 1 / (1 + exp(-x)) and 1 - sigmoid(x), each with full relative accuracy where it is small: exactly 0 and 1
+// at -inf and +inf.
+template <class C, int L>
+struct Sigmoid {
+  Vec<C, L> value, complement;
+  Vec<C, L> inverse;  // 1 / value
+
+  explicit NSK_INLINE Sigmoid(Vec<C, L> x) {
+    using T = ExpTraits<C>;
+    const Vec<C, L> low = splat<C, L>(C(-T::bias * kLn2)), high = splat<C, L>(C((T::bias + 1) * kLn2));
+    const Reduced<C, L> y(min_keep<C, L>(high, max_keep<C, L>(low, -x)));
+    const Vec<C, L> e = power_of_two<C, L>(y.shifted) * (y.expm1_r() + C(1));
+    inverse = e + C(1);
+    value = C(1) / inverse;
+    complement = x < Vec<C, L>{} ? C(1) - value : e * value;
+  }
+};
 template <class C, int L>
 NSK_INLINE Vec<C, L> sigmoid(Vec<C, L> x) {
-  using T = ExpTraits<C>;
-  const Vec<C, L> low = splat<C, L>(C(-T::bias * kLn2)), high = splat<C, L>(C((T::bias + 1) * kLn2));
-  const Reduced<C, L> y(min_keep<C, L>(high, max_keep<C, L>(low, -x)));
-  const Vec<C, L> e = power_of_two<C, L>(y.shifted) * (y.expm1_r() + C(1));
-  return C(1) / (e + C(1));
+  return Sigmoid<C, L>(x).value;
 }
 
 }  // namespace nsk::NSK_ISA
