@@ -17,76 +17,10 @@
 // the keys of each block are split, and a second pass merges the partial results in order.
 #pragma once
 
+#include "gated_sdpa_forward_rows.h"
 #include "gated_sdpa_scores.h"
 
 namespace nsk::NSK_ISA {
-
-// How the rows of the problem are cut into blocks; the same for all panel shapes.
-struct ForwardPlan {
-  const nsk_gated_sdpa& a;
-  int64_t most_rows, panel_rows;
-  int64_t splits = 1;
-  Buffer<int64_t> first;  // first block of each sequence; first[batch] = number of blocks
-
-  struct Block {
-    Sequence seq;
-    int64_t head;       // first query head
-    int64_t heads;      // heads folded into rows
-    int64_t row, rows;  // rows of the folded problem: row r is query r % q_len of head + r / q_len
-  };
-
-  ForwardPlan(const nsk_gated_sdpa& args, int64_t rows, int64_t panel)
-      : a(args), most_rows(rows), panel_rows(panel), first(args.batch + 1) {
-    if (first.failed()) return;
-    first[0] = 0;
-    int64_t longest = 0;
-    for (int64_t n = 0; n < a.batch; ++n) {
-      const Sequence s = sequence(a, n);
-      const int64_t fold = heads_folded(s.q_len), all = fold * s.q_len;
-      first[n + 1] = first[n] + a.heads_q / fold * ceil_div(all, rows_per_block(all));
-      if (s.k_len > longest) longest = s.k_len;
-    }
-    // Splitting the keys costs a merge; it pays only where whole blocks would leave threads idle.
-    const int64_t count = first[a.batch], threads = a.threads;
-    if (count > 0 && count < 4 * threads && count % threads != 0) {
-      const int64_t wanted = threads / greatest_common_divisor(count, threads), most = ceil_div(longest, 256);
-      splits = wanted < most ? wanted : most > 0 ? most : 1;
-    }
-  }
-
-  int64_t group() const { return a.heads_q / a.heads_kv; }
-  int64_t heads_folded(int64_t q_len) const { return q_len < most_rows ? group() : 1; }
-  int64_t blocks() const { return first[a.batch]; }
-
-  // Blocks of one size, in whole panels, as few as most_rows allows.
-  int64_t rows_per_block(int64_t rows) const {
-    const int64_t count = ceil_div(rows, most_rows);
-    return count ? round_up(ceil_div(rows, count), panel_rows) : panel_rows;
-  }
-
-  Block block(int64_t index) const {
-    int64_t low = 0, high = a.batch;  // the last sequence whose first block is <= index and which has blocks
-    while (high - low > 1) {
-      const int64_t middle = (low + high) / 2;
-      (first[middle] <= index ? low : high) = middle;
-    }
-    const Sequence s = sequence(a, low);
-    const int64_t fold = heads_folded(s.q_len), heads = a.heads_q / fold, all = fold * s.q_len;
-    const int64_t size = rows_per_block(all), per_head = ceil_div(all, size), at = index - first[low];
-    // Last rows first: under a causal mask they are the longest, and threads should finish together.
-    const int64_t row = (per_head - 1 - at / heads) * size, left = all - row;
-    return {s, at % heads * fold, fold, row, left < size ? left : size};
-  }
-};
-
-// What one row of a block needs to be written.
-template <class T, class C>
-struct OutputRow {
-  T* out;
-  int64_t gate;   // offset of its gate
-  C weight;       // of the sum over values: 1 / sum, and the gate if it is headwise
-  bool dead;      // no key was allowed
-};
 
 template <class T, class M_, int NV_>
 struct ForwardBlock {
@@ -137,11 +71,7 @@ struct ForwardBlock {
 
   ForwardBlock(const nsk_gated_sdpa& args, const ForwardPlan::Block& b, char* scratch)
       : a(args), block(b), w(args, Arena(scratch)) {
-    for (int64_t r = 0; r < block.rows; ++r) {
-      const int64_t at = block.row + r, i = at % block.seq.q_len;
-      const KeyRange keys = block.seq.mask.keys(i);
-      w.rows[r] = {block.head + at / block.seq.q_len, block.seq.q_start + i, keys.begin, keys.end};
-    }
+    fill_rows(block, w.rows);
     for (int64_t p = 0; p < panels; ++p) w.ranges[p].set(w.rows + p * NR, rows_in(p), true);
   }
 
@@ -184,7 +114,7 @@ struct ForwardBlock {
           if (k0 == begin && p + 1 < panels) ask_rows<T>(a.query, p + 1, a.head_dim);
           if (k1 == end && a.gate_kind == NSK_GATE_ELEMENTWISE) ask_gates(p);
         } else if (k1 == end) {
-          ask_gates_now();
+          ask_gates_now<T>(a, block, w.rows);
         }
         panel_step(p, k0, k1, k, v, value, clean, key, next);
         if (k0 == begin && p + 1 < panels) pack_queries(p + 1);
@@ -281,66 +211,23 @@ struct ForwardBlock {
   // Divides by the sum, applies the gate, rounds once, writes out and lse.
   void finish() {
     for (int64_t p = 0; p < panels; ++p) {
+      const SoftmaxState<M, NV>& state = w.state[p];
       OutputRow<T, C> rows[NR];
-      for (int r = 0; r < rows_in(p); ++r) {
-        const Row& row = w.rows[p * NR + r];
-        rows[r].out = at<T>(a.out, block.seq.batch, row.head, row.i);
-        if (a.gate.data) rows[r].gate = offset(a.gate, block.seq.batch, row.head, row.i);
-        finish_row(row, w.state[p], r, rows[r]);
-      }
-      if (a.gate_kind != NSK_GATE_ELEMENTWISE)
-        write<void>(p, rows);
-      else
-        a.gate.dtype == kDtype<T> ? write<T>(p, rows) : write<float>(p, rows);
+      for (int r = 0; r < rows_in(p); ++r)
+        rows[r] = finish_row<T, C>(a, block.seq.batch, w.rows[p * NR + r], state.max[r] * scale.unit, state.sum[r]);
+      with_gate_type<T>(a, [&]<class G>() {
+        for (int group = 0; group < rows_in(p); group += L)
+          for (int64_t d = 0; d < a.head_dim_v; d += L) write_tile<G>(p, group, d, rows);
+      });
     }
   }
 
-  // G: the type of an elementwise gate.
-  template <class G>
-  void write(int64_t p, const OutputRow<T, C>* rows) {
-    for (int group = 0; group < rows_in(p); group += L)
-      for (int64_t d = 0; d < a.head_dim_v; d += L) write_tile<G>(p, group, d, rows);
-  }
-
-  // Gates are read once, at the end: asked for ahead of time, they are there when the last products are done.
-  void ask_gates_now() const {
-    if (a.gate_kind != NSK_GATE_ELEMENTWISE) return;
-    const int64_t element = a.gate.dtype == kDtype<T> ? sizeof(T) : sizeof(float);
-    for (int64_t r = 0; r < block.rows; ++r) {
-      const char* row = static_cast<const char*>(a.gate.data) +
-                        element * offset(a.gate, block.seq.batch, w.rows[r].head, w.rows[r].i);
-      for (int64_t at = 0; at < element * a.head_dim_v; at += 64) __builtin_prefetch(row + at, 0, 2);
-    }
-  }
-
-  void finish_row(const Row& row, const SoftmaxState<M, NV>& state, int r, OutputRow<T, C>& to) const {
-    const int64_t b = block.seq.batch;
-    double sum = state.sum[r], max = state.max[r] * scale.unit;
-    const bool dead = sum == 0 && !any_allowed(row);
-    const double lse =
-        dead ? -kInfinity<double> : sum == 0 ? __builtin_nan("") : max + __builtin_log(sum);
-    static_cast<C*>(a.lse.data)[offset(a.lse, b, row.head, row.i)] = C(lse);
-    double weight = sum == 0 ? __builtin_nan("") : 1 / sum;
-    if (a.sink.data && sum != 0) {
-      const double sink = load_scalar(a.sink, row.head * a.sink.stride[1]), top = sink > max ? sink : max;
-      weight = __builtin_exp(max - top) / (sum * __builtin_exp(max - top) + __builtin_exp(sink - top));
-    }
-    if (a.gate_kind == NSK_GATE_HEADWISE) weight *= scalar_sigmoid(C(load_scalar(a.gate, to.gate)));
-    to.weight = C(weight);
-    to.dead = dead;
-  }
-
-  // Only asked of rows whose probabilities sum to 0: they saw no key, or scores of -inf alone.
-  bool any_allowed(const Row& row) const {
-    if (!a.mask.data) return row.begin < row.end;
-    for (int64_t j = row.begin; j < row.end; ++j) {
-      const int64_t at = offset(a.mask, block.seq.batch, row.head, row.i, j);
-      if (a.mask.dtype == NSK_BOOL ? static_cast<const bool*>(a.mask.data)[at]
-                                   : load_scalar(a.mask, at) != -kInfinity<double>)
-        return true;
-    }
-    return false;
-  }
+  // Partial results of split keys: see ForwardRun.
+  int64_t partial_panels() const { return panels; }
+  C* partial_sums(int64_t p) const { return o_panel(p); }
+  int64_t partial_size() const { return a.head_dim_v * NR; }
+  SoftmaxState<M, NV>& partial_state(int64_t p) const { return w.state[p]; }
+  int lane_of(int64_t i) const { return int(i % NR); }
 
   // Columns d .. d + L - 1 of out for the L rows that start at lane `group` of panel p.
   template <class G>
@@ -352,16 +239,7 @@ struct ForwardBlock {
     for (int i = 0; i < L; ++i) rows[i] = i < left ? load<V>(o + i * NR) : V{};
     transpose(rows);
     const int count = rows_in(p) - group < L ? rows_in(p) - group : L;
-    for (int i = 0; i < count; ++i) {
-      const OutputRow<T, C>& row = to[group + i];
-      V x = rows[i] * row.weight;
-      if constexpr (!std::is_void_v<G>) {
-        const G* gate = static_cast<const G*>(a.gate.data) + row.gate + d;
-        x *= sigmoid<C, L>(left >= L ? load_as<C, L>(gate) : load_partial<C, L>(gate, left));
-      }
-      if (row.dead) x = V{};
-      left >= L ? store_as<C, L>(row.out + d, x) : store_partial<C, L>(row.out + d, x, left);
-    }
+    for (int i = 0; i < count; ++i) write_columns<G, L>(a, to[group + i], d, rows[i]);
   }
 };
 

@@ -1,6 +1,7 @@
 // Runs the forward: blocks over threads, the panel shape by the rows of a block, and the merge of split keys.
 #pragma once
 
+#include "gated_sdpa_decode.h"
 #include "gated_sdpa_forward.h"
 
 namespace nsk::NSK_ISA {
@@ -10,9 +11,8 @@ class ForwardRun {
   static constexpr int L = kLanes<C>;
   using Wide = ForwardBlock<T, Math<C, E, L>, 2>;
   using Narrow = ForwardBlock<T, Math<C, E, L>, 1>;
-  // Half a vector, for the few rows of a decode step: on processors that split wide operations it wastes no lane.
-  static constexpr int kHalf = L >= 16 ? L / 2 : L;
-  using Half = ForwardBlock<T, Math<C, E, kHalf>, 1>;
+  static constexpr bool kDecode = L == 16;  // eight rows fill its vectors; narrower ones are filled by eight as they are
+  using Decode = DecodeBlock<T, std::conditional_t<kDecode, Math<C, E, L>, Math<float, float, 16>>>;
 
  public:
   static constexpr int64_t kRowsPerBlock = Wide::kMaxPanels * Wide::NR;
@@ -53,22 +53,28 @@ class ForwardRun {
 
  private:
   static size_t scratch_bytes(const nsk_gated_sdpa& a) {
-    const size_t wide = typename Wide::Workspace(a, Arena()).bytes;
+    size_t most = typename Wide::Workspace(a, Arena()).bytes;
     const size_t narrow = typename Narrow::Workspace(a, Arena()).bytes;
-    return wide > narrow ? wide : narrow;
+    if (narrow > most) most = narrow;
+    if constexpr (kDecode) {
+      const size_t decode = typename Decode::Workspace(a, Arena()).bytes;
+      if (decode > most) most = decode;
+    }
+    return most;
   }
 
   template <class F>
   static void with_shape(const nsk_gated_sdpa& a, const ForwardPlan::Block& block, char* memory, F&& f) {
+    if constexpr (kDecode)
+      if (block.rows <= Decode::kRows) return f(Decode(a, block, memory));
     if (block.rows > L)
       f(Wide(a, block, memory));
-    else if (block.rows > kHalf || kHalf == L)
-      f(Narrow(a, block, memory));
     else
-      f(Half(a, block, memory));
+      f(Narrow(a, block, memory));
   }
 
-  // A partial result is O^T, the maxima and the sums of each panel of a block.
+  // A partial result is what a block has summed, panel by panel: sums, then the maximum and the sum of each lane. Room
+  // for the largest.
   static int64_t partial_size(const ForwardPlan& plan) {
     int64_t rows = 0;
     for (int64_t n = 0; n < plan.a.batch; ++n) {
@@ -76,45 +82,45 @@ class ForwardRun {
       if (all > rows) rows = all;
     }
     if (rows > kRowsPerBlock) rows = kRowsPerBlock;
-    return round_up(rows, 2 * L) * (plan.a.head_dim_v + 2);
+    return round_up(rows, 2 * L) * (round_up(plan.a.head_dim_v, 2 * L) + 2);
   }
 
   template <class Work>
   static void save(const Work& work, C* out) {
     constexpr int NR = Work::NR;
-    const int64_t size = work.a.head_dim_v * NR;
-    for (int64_t p = 0; p < work.panels; ++p, out += size + 2 * NR) {
-      __builtin_memcpy(out, work.o_panel(p), size * sizeof(C));
-      __builtin_memcpy(out + size, work.w.state[p].max, NR * sizeof(C));
-      __builtin_memcpy(out + size + NR, work.w.state[p].sum, NR * sizeof(C));
+    const int64_t size = work.partial_size();
+    for (int64_t p = 0; p < work.partial_panels(); ++p, out += size + 2 * NR) {
+      __builtin_memcpy(out, work.partial_sums(p), size * sizeof(C));
+      __builtin_memcpy(out + size, work.partial_state(p).max, NR * sizeof(C));
+      __builtin_memcpy(out + size + NR, work.partial_state(p).sum, NR * sizeof(C));
     }
   }
 
   template <class Work>
   static void merge(Work& work, const C* partials, int64_t splits, int64_t stride) {
     constexpr int NR = Work::NR;
-    const int64_t size = work.a.head_dim_v * NR;
-    for (int64_t p = 0; p < work.panels; ++p) {
+    const int64_t size = work.partial_size();
+    for (int64_t p = 0; p < work.partial_panels(); ++p) {
       const C* first = partials + p * (size + 2 * NR);
-      auto& state = work.w.state[p];
+      auto& state = work.partial_state(p);
       state.reset();
       for (int64_t s = 0; s < splits; ++s)
         for (int r = 0; r < NR; ++r) {
           const C max = first[s * stride + size + r];
           if (!(max <= state.max[r])) state.max[r] = max;  // a NaN stays
         }
-      C* o = work.o_panel(p);
-      fill_zero(o, size);
+      C* sums = work.partial_sums(p);
+      fill_zero(sums, size);
       for (int64_t s = 0; s < splits; ++s) {
         const C* part = first + s * stride;
         C weight[NR];
         for (int r = 0; r < NR; ++r) {
           const C max = part[size + r];
-          weight[r] = max == -kInfinity<C> ? C(0) : C(__builtin_exp((double(max) - double(state.max[r])) * work.scale.unit));
+          weight[r] = max == -kInfinity<C> ? C(0)
+                                           : C(__builtin_exp((double(max) - double(state.max[r])) * work.scale.unit));
           state.sum[r] += weight[r] * part[size + NR + r];
         }
-        for (int64_t d = 0; d < work.a.head_dim_v; ++d)
-          for (int r = 0; r < NR; ++r) o[d * NR + r] += weight[r] * part[d * NR + r];
+        for (int64_t i = 0; i < size; ++i) sums[i] += weight[work.lane_of(i)] * part[i];
       }
     }
   }

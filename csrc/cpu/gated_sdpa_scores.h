@@ -118,7 +118,10 @@ inline constexpr C kHugeScore = C(1 << 20);
 // One step of the online softmax over `keys` scores. Reads s [keys][NV * L]; writes probabilities relative to the new
 // maximum to `p`: in place of s (C), or as pairs of bf16 along the keys, [ceil(keys / 2)][NV * L]. Scores and their
 // maximum are in units of log(2), but with a mask in units of 1: a mask may hold anything that C does.
-template <class M, int NV, Masking K, bool kSoftcap>
+//
+// kTwin: the vector's halves are two keys of the same lanes, so row j of s holds keys 2 j and 2 j + 1. They share a
+// maximum, and pairs of bf16 are made of the two.
+template <class M, int NV, Masking K, bool kSoftcap, bool kTwin = false>
 void online_softmax(typename M::C* s, typename M::Unit* p, ptrdiff_t keys, const LaneMask<M, NV>& mask,
                     const ScoreScale<typename M::C>& scale, SoftmaxState<M, NV>& state) {
   using C = typename M::C;
@@ -168,7 +171,10 @@ void online_softmax(typename M::C* s, typename M::Unit* p, ptrdiff_t keys, const
     store_scores(0, from);
     store_scores(to, keys);
   }
-  for (int v = 0; v < NV; ++v) max[v] = max_keep<C, L>(load<V>(state.max + v * L), max[v]);
+  for (int v = 0; v < NV; ++v) {
+    max[v] = max_keep<C, L>(load<V>(state.max + v * L), max[v]);
+    if constexpr (kTwin) max[v] = max_keep<C, L>(max[v], swap_halves<L>(max[v], std::make_index_sequence<L>{}));
+  }
 
   constexpr C kToLog2 = C(K == Masking::Bias ? kLog2e : 1);
   V pivot[NV], sum[NV];
@@ -194,6 +200,9 @@ void online_softmax(typename M::C* s, typename M::Unit* p, ptrdiff_t keys, const
     if constexpr (M::pack == 1) {
 #pragma GCC unroll 16
       for (int i = 0; i < N * NV; ++i) store(p + j * NR + i * L, e[i]);
+    } else if constexpr (kTwin) {
+#pragma GCC unroll 16
+      for (int i = 0; i < N * NV; ++i) store(p + (j * NR + i * L) / 2, pair_halves<L>(e[i]));
     } else {
 #pragma GCC unroll 16
       for (int i = 0; i < N * NV; ++i)

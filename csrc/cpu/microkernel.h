@@ -23,6 +23,7 @@ struct Math {
   using C = C_;
   using E = E_;
   static constexpr int L = L_;
+  static constexpr int kStep = L;  // units in a vector of a panel
   static constexpr int pack = sizeof(E) == 2 ? 2 : 1;
   using Unit = std::conditional_t<pack == 2, uint32_t, C>;
   using V = Vec<C, L>;
@@ -45,6 +46,33 @@ struct Math {
   }
 };
 
+// The same with two lanes for each column of the panel: lane 2 c takes one unit of k and lane 2 c + 1 the next, so that
+// eight columns fill a vector of sixteen lanes. The two sums of a column are added afterwards.
+template <class M_>
+struct TwinMath {
+  using C = typename M_::C;
+  using V = typename M_::V;
+  using Unit = uint64_t;
+  static constexpr int L = M_::L, kStep = L / 2, pack = 2 * M_::pack;
+  using UnitVec = Vec<Unit, kStep>;
+  static_assert(sizeof(C) == 4);
+
+  static NSK_INLINE V multiply_add(V acc, UnitVec b, Unit a) {
+    const UnitVec both = a - UnitVec{};
+    if constexpr (M_::pack == 1) {
+      return (V)b * (V)both + acc;
+    } else {
+#if defined(__AVX512BF16__)
+      if constexpr (L == 16) return (V)_mm512_dpbf16_ps((__m512)acc, (__m512bh)b, (__m512bh)both);
+#endif
+      using U = typename M_::UnitVec;
+      const U x = (U)b, y = (U)both, high = splat<uint32_t, L>(0xffff0000u);
+      acc += (V)(x & high) * (V)(y & high);
+      return acc + (V)(x << 16) * (V)(y << 16);
+    }
+  }
+};
+
 // Element j of k, out of the unit that holds it.
 template <class M>
 NSK_INLINE typename M::C unit_element(typename M::Unit unit, ptrdiff_t j) {
@@ -57,11 +85,15 @@ NSK_INLINE typename M::C unit_element(typename M::Unit unit, ptrdiff_t j) {
 enum class Along { K, Rows };           // what is contiguous in the broadcast operand
 enum class Into { Fresh, Add, Rescale };  // c = ab, c += ab, c = c * beta[lane] + ab
 
-// Memory to ask for while a product runs: one line per step of k, `step` bytes apart. For products of so few lanes that
-// reading their operands is the work: the next operand arrives while this one is multiplied.
+// Memory to ask for while a product runs: `Lines` lines per step of k, one after the other. For products of so few
+// lanes that reading their operands is the work: the next operand arrives while this one is multiplied.
+template <int Lines>
 struct Ahead {
   const char* at;
   ptrdiff_t step;
+  NSK_INLINE void ask() {
+    for (int i = 0; i < Lines; ++i, at += step) __builtin_prefetch(at, 0, 3);
+  }
 };
 struct NothingAhead {};
 
@@ -106,7 +138,7 @@ class Upcoming {
 
 template <class M, int R, int NV, Along A, Into I, class P>
 [[gnu::noinline]] void tile(const typename M::Unit* a, ptrdiff_t stride, const typename M::Unit* b, ptrdiff_t k,
-                            typename M::C* c, ptrdiff_t ldc, const typename M::C* beta, P& ahead) {
+                            typename M::C* c, ptrdiff_t ldc, const typename M::C* beta, P& ahead, ptrdiff_t ldb) {
   using V = typename M::V;
   using B = typename M::UnitVec;
   constexpr int L = M::L;
@@ -126,16 +158,13 @@ template <class M, int R, int NV, Along A, Into I, class P>
     B panel[NV];
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) {
-      panel[v] = load<B>(b + v * L);
+      panel[v] = load<B>(b + v * M::kStep);
 #if defined(__AVX__)
       asm("" : "+x"(panel[v]));  // one load into a register, not one in each multiplication
 #endif
     }
-    b += NV * L;
-    if constexpr (std::is_same_v<P, Ahead>) {
-      __builtin_prefetch(ahead.at, 0, 2);
-      ahead.at += ahead.step;
-    }
+    b += ldb;
+    if constexpr (!std::is_same_v<P, NothingAhead>) ahead.ask();
 #pragma GCC unroll 32
     for (int r = 0; r < R; ++r) {
       const typename M::Unit x = A == Along::K ? a[r * stride + i] : a[i * stride + r];
@@ -155,19 +184,21 @@ inline constexpr int kTileRows = kVectorRegisters == 32 ? (NV == 1 ? 16 : 8) : (
 
 template <class M, int R, int NV, Along A, Into I, class P>
 void tail(ptrdiff_t rows, const typename M::Unit* a, ptrdiff_t stride, const typename M::Unit* b, ptrdiff_t k,
-          typename M::C* c, ptrdiff_t ldc, const typename M::C* beta, P& ahead) {
+          typename M::C* c, ptrdiff_t ldc, const typename M::C* beta, P& ahead, ptrdiff_t ldb) {
   if constexpr (R > 0) {
     if (rows == R)
-      tile<M, R, NV, A, I>(a, stride, b, k, c, ldc, beta, ahead);
+      tile<M, R, NV, A, I>(a, stride, b, k, c, ldc, beta, ahead, ldb);
     else
-      tail<M, R - 1, NV, A, I>(rows, a, stride, b, k, c, ldc, beta, ahead);
+      tail<M, R - 1, NV, A, I>(rows, a, stride, b, k, c, ldc, beta, ahead, ldb);
   }
 }
 
-// All rows of one panel. `stride`, `k` and the pointers a, b count units. `ahead`: Ahead, Upcoming* or nothing.
+// All rows of one panel. `stride`, `ldb`, `k` and the pointers a, b count units; `ldb` is from one step of the panel to
+// the next. `ahead`: Ahead, Upcoming* or nothing.
 template <class M, int NV, Along A, Into I, class P = NothingAhead>
 void product(ptrdiff_t rows, const typename M::Unit* a, ptrdiff_t stride, const typename M::Unit* b, ptrdiff_t k,
-             typename M::C* c, ptrdiff_t ldc, const typename M::C* beta = nullptr, P ahead = {}) {
+             typename M::C* c, ptrdiff_t ldc, const typename M::C* beta = nullptr, P ahead = {},
+             ptrdiff_t ldb = NV * M::kStep) {
   constexpr int R = kTileRows<NV>;
   constexpr bool kBetween = std::is_same_v<P, Upcoming*>;
   const ptrdiff_t step = A == Along::K ? stride : 1;
@@ -175,16 +206,16 @@ void product(ptrdiff_t rows, const typename M::Unit* a, ptrdiff_t stride, const 
   if constexpr (!kBetween) within = ahead;
   for (; rows >= R; rows -= R, a += R * step, c += R * ldc) {
     if constexpr (kBetween) ahead->ask();
-    tile<M, R, NV, A, I>(a, stride, b, k, c, ldc, beta, within);
+    tile<M, R, NV, A, I>(a, stride, b, k, c, ldc, beta, within, ldb);
   }
-  tail<M, R - 1, NV, A, I>(rows, a, stride, b, k, c, ldc, beta, within);
+  tail<M, R - 1, NV, A, I>(rows, a, stride, b, k, c, ldc, beta, within, ldb);
 }
 
 // Spreads `bytes` from `at` over the steps of a product of `rows` rows and depth k.
-template <int NV>
-inline Ahead spread(const void* at, ptrdiff_t bytes, ptrdiff_t rows, ptrdiff_t k) {
-  const ptrdiff_t steps = (rows + kTileRows<NV> - 1) / kTileRows<NV> * k;
-  return {static_cast<const char*>(at), steps > 0 ? (bytes + steps - 1) / steps : 0};
+template <int NV, int Lines = 1>
+inline Ahead<Lines> spread(const void* at, ptrdiff_t bytes, ptrdiff_t rows, ptrdiff_t k) {
+  const ptrdiff_t lines = (rows + kTileRows<NV> - 1) / kTileRows<NV> * k * Lines;
+  return {static_cast<const char*>(at), lines > 0 ? (bytes + lines - 1) / lines : 0};
 }
 
 }  // namespace nsk::NSK_ISA

@@ -153,11 +153,12 @@ Broadcast<M> broadcast_columns(const T* src, ptrdiff_t stride, ptrdiff_t rows, p
       const T* high = r + 1 < rows ? low + stride : nullptr;
       typename M::Unit* out = scratch + r / 2 * cols;
       ptrdiff_t d = 0;
-      for (; d + L <= cols; d += L) {
-        const auto a = __builtin_convertvector(load<Vec<uint16_t, L>>(low + d), Vec<uint32_t, L>);
-        const auto b = high ? __builtin_convertvector(load<Vec<uint16_t, L>>(high + d), Vec<uint32_t, L>)
-                            : Vec<uint32_t, L>{};
-        store(out + d, a | (b << 16));
+      for (; d + 2 * L <= cols; d += 2 * L) {
+        typename M::UnitVec units[2];
+        using H = Vec<uint16_t, 2 * L>;
+        interleave<L>(load<H>(low + d), high ? load<H>(high + d) : H{}, units, std::make_index_sequence<2 * L>{});
+        store(out + d, units[0]);
+        store(out + d + L, units[1]);
       }
       for (; d < cols; ++d) out[d] = low[d].bits | (high ? uint32_t{high[d].bits} << 16 : 0u);
     }

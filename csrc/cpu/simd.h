@@ -170,6 +170,25 @@ NSK_INLINE Vec<uint32_t, L> pair_bf16(Vec<float, L> low, Vec<float, L> high) {
   return __builtin_convertvector(narrow<L>(low, bf16{}), U) | (__builtin_convertvector(narrow<L>(high, bf16{}), U) << 16);
 }
 
+// Units of pairs, low[i] below high[i], for 2 L elements: the first L, then the others.
+template <int L, size_t... I>
+NSK_INLINE void interleave(Vec<uint16_t, 2 * L> low, Vec<uint16_t, 2 * L> high, Vec<uint32_t, L> (&units)[2],
+                           std::index_sequence<I...>) {
+  units[0] = (Vec<uint32_t, L>)__builtin_shufflevector(low, high, (I / 2 + I % 2 * 2 * L)...);
+  units[1] = (Vec<uint32_t, L>)__builtin_shufflevector(low, high, (I / 2 + I % 2 * 2 * L + L)...);
+}
+
+// Lane by lane of the two halves of x, rounded to bf16 in the halves of 32 bits.
+template <int L>
+NSK_INLINE Vec<uint32_t, L / 2> pair_halves(Vec<float, L> x) {
+  return (Vec<uint32_t, L / 2>)alternate<L / 2>(narrow<L>(x, bf16{}), std::make_index_sequence<L>{});
+}
+
+template <int L, class V, size_t... I>
+NSK_INLINE V swap_halves(V x, std::index_sequence<I...>) {
+  return __builtin_shufflevector(x, x, ((I + L / 2) % L)...);
+}
+
 template <int L>
 NSK_INLINE Vec<float, L> widen(Vec<uint16_t, L> h, f16) {
 #if defined(__F16C__)
