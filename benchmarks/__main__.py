@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks import machine, measure, report, roofs, suite, table, threads, workload
+from benchmarks import machine, measure, memory, report, roofs, suite, table, threads, workload
 
 THREAD_CASES = 4  # the first of the list, which have targets
 
@@ -49,8 +49,9 @@ def main(argv: list[str]) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     count = torch.get_num_threads()
+    kept = memory.keep_freed()
     plan = suite.quick_plan(count) if args.quick else suite.Plan(count, measure.Effort(seconds=args.seconds))
-    run = {"machine": machine.describe(count, argv), "rows": [], "threads": []}
+    run = {"machine": machine.describe(count, argv) | {"freed_memory_kept": kept}, "rows": [], "threads": []}
     print(machine.line(run["machine"]))
 
     roof = roofs.Roofs(count)

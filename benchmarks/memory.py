@@ -1,4 +1,4 @@
-"""The peak memory that one call adds, as the kernel of the operating system saw it."""
+"""The peak memory that one call adds, as the kernel of the operating system saw it; and keeping what was freed."""
 
 from __future__ import annotations
 
@@ -10,6 +10,20 @@ from typing import Any
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+
+
+def keep_freed() -> bool:
+    """Lets this process keep the memory that it frees, as one does that has trained for a while.
+
+    Otherwise glibc hands large results back after every call, and the next call of every arm is timed with the page
+    faults of getting them again. Returns whether the C library took it.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    return bool(mallopt(_M_TRIM_THRESHOLD, 2**30) and mallopt(_M_MMAP_THRESHOLD, 32 << 20))
 
 
 def peak_added(call: Callable[[], Any]) -> int | None:

@@ -11,7 +11,8 @@ roof       rate over the best multiply-add (or read) rate that was measured in t
 in round   the same against the roof measured in the same round, median: what a noisy machine leaves comparable
 vs PEER    how many times faster nsk is, median of the ratios within a round; below 1 is marked !
 error      RMS error over that of eager in the same type, both against float64 (worst of output and gradients)
-peak MiB   memory that one call adds at its peak, results included: nsk / eager"""
+peak MiB   memory that one call adds at its peak, results included: nsk / eager
+Every arm is warm, and the process keeps the memory that it frees: no time goes into getting pages from the system."""
 
 
 def roofs_text(roofs: dict, threads: int) -> str:

@@ -282,7 +282,7 @@ struct BackwardTile {
         if (coarse) e[i] -= load<V>(low + p * NR + i % NV * L);
         e[i] *= to_log2;
       }
-      exp2_all<false, C, L>(e);
+      probabilities_exp2<M, false>(e);
     };
     // Rows j .. j + n - 1 of the panel.
     auto rows = [&](int64_t j, auto n) {
@@ -334,7 +334,7 @@ struct BackwardTile {
     const ptrdiff_t units = panels * n;
     for (int64_t d = 0; d < cols; d += NR, columns += units * NR) {
       if (whole) {
-        product<M, NV, Along::K, Into::Add>(keys, rows, stride, columns, units, acc + d, ld);
+        add_columns<M, NV, Along::K>(cols - d, keys, rows, stride, columns, units, acc + d, ld);
         continue;
       }
       for (int64_t j = 0; j < keys; j += R) {
@@ -342,8 +342,8 @@ struct BackwardTile {
         while (first < last && !(seen[first].begin <= j && j < seen[first].end)) ++first;
         while (last > first && !(seen[last - 1].begin <= j && j < seen[last - 1].end)) --last;
         if (first < last)
-          product<M, NV, Along::K, Into::Add>(keys - j < R ? keys - j : R, rows + j * stride + first * n, stride,
-                                              columns + first * n * NR, (last - first) * n, acc + j * ld + d, ld);
+          add_columns<M, NV, Along::K>(cols - d, keys - j < R ? keys - j : R, rows + j * stride + first * n, stride,
+                                       columns + first * n * NR, (last - first) * n, acc + j * ld + d, ld);
       }
     }
   }
@@ -354,7 +354,7 @@ struct BackwardTile {
     const Unit* columns = w.k_panels;
     for (int64_t d = 0; d < a.head_dim; d += NR, columns += units * NR) {
       if (whole) {
-        product<M, NV, Along::Rows, Into::Add>(count, w.ds_pairs, kRows, columns, units, w.dq + d, ld);
+        add_columns<M, NV, Along::Rows>(a.head_dim - d, count, w.ds_pairs, kRows, columns, units, w.dq + d, ld);
         continue;
       }
       for (int64_t r = 0; r < count; r += R) {
@@ -366,9 +366,9 @@ struct BackwardTile {
           if (seen[p].end > end) end = seen[p].end;
         }
         if (begin < end)
-          product<M, NV, Along::Rows, Into::Add>(rows, w.ds_pairs + begin / M::pack * kRows + r, kRows,
-                                                 columns + begin / M::pack * NR, ceil_div(end - begin, M::pack),
-                                                 w.dq + r * ld + d, ld);
+          add_columns<M, NV, Along::Rows>(a.head_dim - d, rows, w.ds_pairs + begin / M::pack * kRows + r, kRows,
+                                          columns + begin / M::pack * NR, ceil_div(end - begin, M::pack),
+                                          w.dq + r * ld + d, ld);
       }
     }
   }

@@ -158,10 +158,16 @@ struct ForwardBlock {
 
     const ptrdiff_t depth = ceil_div(a.head_dim, M::pack);
     const bool in_place = sizeof(T) == sizeof(Unit);  // then this tile's values have not been touched yet
+    const int64_t both = NV == 2 && !a.mask.data ? seen_by_first_half(range, b0, b1) : keys;
+    const Unit* k_data = k.data + (b0 - k0) * k.stride;
+    const Unit* q_data = w.q + p * depth * NR;
     product<M, NV, Along::K, Into::Fresh>(
-        keys, k.data + (b0 - k0) * k.stride, k.stride, w.q + p * depth * NR, depth, w.s, NR, nullptr,
+        both, k_data, k.stride, q_data, depth, w.s, NR, nullptr,
         ahead(in_place ? value : value + (k1 - k0) * a.value.stride[2], a.value, in_place ? k1 - k0 : next,
               a.head_dim_v, keys, depth));
+    if (both < keys)
+      product<M, 1, Along::K, Into::Fresh>(keys - both, k_data + both * k.stride, k.stride, q_data + L, depth,
+                                           w.s + both * NR + L, NR, nullptr, NothingAhead{}, NR);
     LaneMask<M, NV> mask{};
     if (kind == Masking::Range) mask.set_range(range, b0, b1);
     if (kind == Masking::Bias) {
@@ -179,10 +185,24 @@ struct ForwardBlock {
       if (clean < 0) clean = !any_nonfinite<C>(value, a.value.stride[2], k1 - k0, a.head_dim_v);
       if (!clean) return select_values(p, keys, kind, mask, value + (b0 - k0) * a.value.stride[2]);
     }
-    product<M, NV, Along::Rows, Into::Rescale>(a.head_dim_v, v_data, v.stride, w.p, ceil_div(keys, M::pack),
+    product<M, NV, Along::Rows, Into::Rescale>(a.head_dim_v, v_data, v.stride, w.p, ceil_div(both, M::pack),
                                                o_panel(p), NR, state.rescale,
                                                ahead(key + (k1 - k0) * a.key.stride[2], a.key, next, a.head_dim,
                                                      a.head_dim_v, ceil_div(keys, M::pack)));
+    if (both < keys)
+      product<M, 1, Along::Rows, Into::Add>(a.head_dim_v, v_data + both / M::pack * v.stride, v.stride,
+                                            w.p + both / M::pack * NR + L, ceil_div(keys - both, M::pack),
+                                            o_panel(p) + L, NR, nullptr, NothingAhead{}, NR);
+  }
+
+  // How many of the keys b0 .. b1 - 1 the first half of the lanes has to look at: under a causal mask they see fewer.
+  // What the others' products leave in their lanes of the scores is not looked at.
+  static int64_t seen_by_first_half(const PanelRange<NR>& range, int64_t b0, int64_t b1) {
+    int64_t end = b0;
+    for (int r = 0; r < L; ++r)
+      if (range.end[r] > end) end = range.end[r];
+    const int64_t seen = round_up(end - b0 > 1 ? end - b0 : 1, M::pack);
+    return end < b1 && seen < b1 - b0 ? seen : b1 - b0;
   }
 
   // O^T = O^T * rescale + V^T P^T, one allowed pair at a time.

@@ -194,7 +194,7 @@ void online_softmax(typename M::C* s, typename M::Unit* p, ptrdiff_t keys, const
       const V t = load<V>(s + j * NR + i * L);
       e[i] = (t * factor - pivot[i % NV]) * kToLog2;
     }
-    exp2_all<true, C, L>(e);
+    probabilities_exp2<M, true>(e);
 #pragma GCC unroll 16
     for (int i = 0; i < N * NV; ++i) sum[i % NV] += e[i];
     if constexpr (M::pack == 1) {

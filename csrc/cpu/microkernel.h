@@ -211,6 +211,17 @@ void product(ptrdiff_t rows, const typename M::Unit* a, ptrdiff_t stride, const 
   tail<M, R - 1, NV, A, I>(rows, a, stride, b, k, c, ldc, beta, within, ldb);
 }
 
+// c += ab for one panel of columns, of which the first `left` are wanted: where they fit half of it, the other half is
+// spared.
+template <class M, int NV, Along A>
+void add_columns(ptrdiff_t left, ptrdiff_t rows, const typename M::Unit* a, ptrdiff_t stride, const typename M::Unit* b,
+                 ptrdiff_t k, typename M::C* c, ptrdiff_t ldc) {
+  if (left > NV * M::L / 2)
+    product<M, NV, A, Into::Add>(rows, a, stride, b, k, c, ldc);
+  else
+    product<M, NV / 2, A, Into::Add>(rows, a, stride, b, k, c, ldc, nullptr, NothingAhead{}, NV * M::kStep);
+}
+
 // Spreads `bytes` from `at` over the steps of a product of `rows` rows and depth k.
 template <int NV, int Lines = 1>
 inline Ahead<Lines> spread(const void* at, ptrdiff_t bytes, ptrdiff_t rows, ptrdiff_t k) {

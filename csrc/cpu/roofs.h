@@ -63,14 +63,18 @@ double best_rate(int threads, double seconds, const Step& step) {
 
 template <class M>
 double measure_chains(int threads, double seconds) {
-  auto rate = [&](auto chains) {
-    return best_rate(threads, seconds / 2, [](int64_t) {
+  double best = 0;
+  auto attempt = [&](auto chains) {
+    const double rate = best_rate(threads, seconds / 3, [](int64_t) {
       typename M::V sink{};
       return fma_chains<M, decltype(chains)::value>(20000, &sink);
     });
+    if (rate > best) best = rate;
   };
-  const double few = rate(std::integral_constant<int, 8>{}), many = rate(std::integral_constant<int, 12>{});
-  return few > many ? few : many;
+  attempt(std::integral_constant<int, 8>{});
+  attempt(std::integral_constant<int, 12>{});
+  if constexpr (kVectorRegisters == 32) attempt(std::integral_constant<int, 20>{});
+  return best;
 }
 
 inline double measure_fma(int32_t dtype, int32_t threads, double seconds) {

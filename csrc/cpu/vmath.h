@@ -23,6 +23,9 @@ struct ExpTraits<float> {
   static constexpr float exp2_poly[] = {0.69314718802622878106f, 0.24022650760568126945f, 0.055503571142190778186f,
                                         0.0096180825572778514913f, 0.0013390863364671234381f,
                                         0.00015453162945120690177f};
+  // The same with relative error 2e-7, where the result is rounded to bf16 anyway.
+  static constexpr float exp2_short[] = {0.69314718055994510f, 0.24022349038020377f, 0.05550381013797239f,
+                                         0.009666368515384414f, 0.0013381302536962971f};
   static constexpr float ln2_high = 0.693145751953125f, ln2_low = 1.42860677e-6f;
   static constexpr float expm1_poly[] = {0.50000000135387298866f, 0.16666666681704215043f, 0.041666464197405692315f,
                                          0.0083333108446478625642f, 0.0013933730715792082502f,
@@ -93,27 +96,35 @@ NSK_INLINE Vec<C, L> scale_exponent(Vec<C, L> y, Vec<C, L> scale) {
 
 // exp2 of N vectors. Results below the normal range are 0 or denormal; NaN stays NaN; exp2(0) == 1, exp2(-inf) and
 // exp2(inf) are exact. Step by step over all N, so that their chains of dependent operations run side by side.
-template <bool kBounded, class C, int L, int N>
-NSK_INLINE void exp2_all(Vec<C, L> (&x)[N]) {
-  using T = ExpTraits<C>;
-  constexpr int kTerms = int(sizeof T::exp2_poly / sizeof(C));
+template <bool kBounded, class C, int L, int N, size_t kTerms>
+NSK_INLINE void exp2_all(Vec<C, L> (&x)[N], const C (&poly)[kTerms]) {
   Vec<C, L> scale[N], y[N];
 #pragma GCC unroll 16
   for (int i = 0; i < N; ++i) scale[i] = split_exponent<kBounded, C, L>(x[i]);
 #pragma GCC unroll 16
-  for (int i = 0; i < N; ++i) y[i] = x[i] * T::exp2_poly[kTerms - 1] + T::exp2_poly[kTerms - 2];
+  for (int i = 0; i < N; ++i) y[i] = x[i] * poly[kTerms - 1] + poly[kTerms - 2];
 #pragma GCC unroll 16
-  for (int k = kTerms - 3; k >= 0; --k)
+  for (int k = int(kTerms) - 3; k >= 0; --k)
 #pragma GCC unroll 16
-    for (int i = 0; i < N; ++i) y[i] = y[i] * x[i] + T::exp2_poly[k];
+    for (int i = 0; i < N; ++i) y[i] = y[i] * x[i] + poly[k];
 #pragma GCC unroll 16
   for (int i = 0; i < N; ++i) x[i] = scale_exponent<C, L>(y[i] * x[i] + C(1), scale[i]);
+}
+
+// Probabilities, in the precision that products of Math type M keep.
+template <class M, bool kBounded, int N>
+NSK_INLINE void probabilities_exp2(typename M::V (&x)[N]) {
+  using T = ExpTraits<typename M::C>;
+  if constexpr (M::pack == 2)
+    exp2_all<kBounded, typename M::C, M::L>(x, T::exp2_short);
+  else
+    exp2_all<kBounded, typename M::C, M::L>(x, T::exp2_poly);
 }
 
 template <class C, int L>
 NSK_INLINE Vec<C, L> exp2(Vec<C, L> x) {
   Vec<C, L> one[1] = {x};
-  exp2_all<false, C, L>(one);
+  exp2_all<false, C, L>(one, ExpTraits<C>::exp2_poly);
   return one[0];
 }
 
