@@ -161,10 +161,17 @@ struct ForwardBlock {
     const int64_t both = NV == 2 && !a.mask.data ? seen_by_first_half(range, b0, b1) : keys;
     const Unit* k_data = k.data + (b0 - k0) * k.stride;
     const Unit* q_data = w.q + p * depth * NR;
-    product<M, NV, Along::K, Into::Fresh>(
-        both, k_data, k.stride, q_data, depth, w.s, NR, nullptr,
-        ahead(in_place ? value : value + (k1 - k0) * a.value.stride[2], a.value, in_place ? k1 - k0 : next,
-              a.head_dim_v, keys, depth));
+    const auto next_operand = ahead(in_place ? value : value + (k1 - k0) * a.value.stride[2], a.value,
+                                    in_place ? k1 - k0 : next, a.head_dim_v, keys, depth);
+    // The largest product of a lane leads to its largest score, if nothing but the scale is between them.
+    const bool find_top = kind == Masking::None && !scale.softcap && scale.scale > 0;
+    alignas(64) C top[NR];
+    if (find_top) {
+      for (C& x : top) x = -kInfinity<C>;
+      product<M, NV, Along::K, Into::FreshMax>(keys, k_data, k.stride, q_data, depth, w.s, NR, top, next_operand);
+    } else {
+      product<M, NV, Along::K, Into::Fresh>(both, k_data, k.stride, q_data, depth, w.s, NR, nullptr, next_operand);
+    }
     if (both < keys)
       product<M, 1, Along::K, Into::Fresh>(keys - both, k_data + both * k.stride, k.stride, q_data + L, depth,
                                            w.s + both * NR + L, NR, nullptr, NothingAhead{}, NR);
@@ -177,7 +184,8 @@ struct ForwardBlock {
     }
     SoftmaxState<M, NV>& state = w.state[p];
     with_score_kind(kind, scale.softcap, [&](auto masking, auto softcap) {
-      online_softmax<M, NV, masking.value, softcap.value>(w.s, w.p, keys, mask, scale, state);
+      online_softmax<M, NV, masking.value, softcap.value>(w.s, w.p, keys, mask, scale, state,
+                                                          find_top ? top : nullptr);
     });
     const Unit* v_data = v.data + (b0 - k0) / M::pack * v.stride;
     if (kind != Masking::None) {
@@ -198,11 +206,11 @@ struct ForwardBlock {
   // How many of the keys b0 .. b1 - 1 the first half of the lanes has to look at: under a causal mask they see fewer.
   // What the others' products leave in their lanes of the scores is not looked at.
   static int64_t seen_by_first_half(const PanelRange<NR>& range, int64_t b0, int64_t b1) {
-    int64_t end = b0;
+    int64_t end = b0 + 1;  // at least one, so that the product starts the sums
     for (int r = 0; r < L; ++r)
       if (range.end[r] > end) end = range.end[r];
-    const int64_t seen = round_up(end - b0 > 1 ? end - b0 : 1, M::pack);
-    return end < b1 && seen < b1 - b0 ? seen : b1 - b0;
+    const int64_t seen = end < b1 ? round_up(end - b0, M::pack) : b1 - b0;
+    return seen < b1 - b0 ? seen : b1 - b0;
   }
 
   // O^T = O^T * rescale + V^T P^T, one allowed pair at a time.

@@ -119,11 +119,14 @@ inline constexpr C kHugeScore = C(1 << 20);
 // maximum to `p`: in place of s (C), or as pairs of bf16 along the keys, [ceil(keys / 2)][NV * L]. Scores and their
 // maximum are in units of log(2), but with a mask in units of 1: a mask may hold anything that C does.
 //
+// `top`: the lanes' largest products, if the caller knows them already; then no key is masked and the scale is positive.
+//
 // kTwin: the vector's halves are two keys of the same lanes, so row j of s holds keys 2 j and 2 j + 1. They share a
 // maximum, and pairs of bf16 are made of the two.
 template <class M, int NV, Masking K, bool kSoftcap, bool kTwin = false>
 void online_softmax(typename M::C* s, typename M::Unit* p, ptrdiff_t keys, const LaneMask<M, NV>& mask,
-                    const ScoreScale<typename M::C>& scale, SoftmaxState<M, NV>& state) {
+                    const ScoreScale<typename M::C>& scale, SoftmaxState<M, NV>& state,
+                    const typename M::C* top = nullptr) {
   using C = typename M::C;
   using V = typename M::V;
   constexpr int L = M::L, NR = NV * L;
@@ -147,7 +150,10 @@ void online_softmax(typename M::C* s, typename M::Unit* p, ptrdiff_t keys, const
       if (from < to)  // a scale of 0 would make NaN of -inf
         for (int v = 0; v < NV; ++v) max[v] = (flip.value ? -max[v] : max[v]) * scale.scale;
     };
-    scale.scale < 0 ? find(std::true_type{}) : find(std::false_type{});
+    if (top)
+      for (int v = 0; v < NV; ++v) max[v] = load<V>(top + v * L) * scale.scale;
+    else
+      scale.scale < 0 ? find(std::true_type{}) : find(std::false_type{});
   }
   C factor = scale.scale;
   if constexpr (kPlain) {

@@ -82,8 +82,9 @@ NSK_INLINE typename M::C unit_element(typename M::Unit unit, ptrdiff_t j) {
     return bit_cast<float>(j % 2 ? unit & 0xffff0000u : unit << 16);
 }
 
-enum class Along { K, Rows };           // what is contiguous in the broadcast operand
-enum class Into { Fresh, Add, Rescale };  // c = ab, c += ab, c = c * beta[lane] + ab
+enum class Along { K, Rows };  // what is contiguous in the broadcast operand
+// c = ab;  c += ab;  c = c * lanes[lane] + ab;  c = ab and lanes[lane] = the largest of itself and the lane's results.
+enum class Into { Fresh, Add, Rescale, FreshMax };
 
 // Memory to ask for while a product runs: `Lines` lines per step of k, one after the other. For products of so few
 // lanes that reading their operands is the work: the next operand arrives while this one is multiplied.
@@ -138,7 +139,7 @@ class Upcoming {
 
 template <class M, int R, int NV, Along A, Into I, class P>
 [[gnu::noinline]] void tile(const typename M::Unit* a, ptrdiff_t stride, const typename M::Unit* b, ptrdiff_t k,
-                            typename M::C* c, ptrdiff_t ldc, const typename M::C* beta, P& ahead, ptrdiff_t ldb) {
+                            typename M::C* c, ptrdiff_t ldc, typename M::C* lanes, P& ahead, ptrdiff_t ldb) {
   using V = typename M::V;
   using B = typename M::UnitVec;
   constexpr int L = M::L;
@@ -147,12 +148,12 @@ template <class M, int R, int NV, Along A, Into I, class P>
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) {
-      if constexpr (I == Into::Fresh)
+      if constexpr (I == Into::Fresh || I == Into::FreshMax)
         acc[r][v] = V{};
       else if constexpr (I == Into::Add)
         acc[r][v] = load<V>(c + r * ldc + v * L);
       else
-        acc[r][v] = load<V>(c + r * ldc + v * L) * load<V>(beta + v * L);
+        acc[r][v] = load<V>(c + r * ldc + v * L) * load<V>(lanes + v * L);
     }
   for (ptrdiff_t i = 0; i < k; ++i) {
     B panel[NV];
@@ -176,6 +177,15 @@ template <class M, int R, int NV, Along A, Into I, class P>
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) store(c + r * ldc + v * L, acc[r][v]);
+  if constexpr (I == Into::FreshMax) {
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) {
+      V most = load<V>(lanes + v * L);
+#pragma GCC unroll 32
+      for (int r = 0; r < R; ++r) most = max_keep<typename M::C, L>(most, acc[r][v]);
+      store(lanes + v * L, most);
+    }
+  }
 }
 
 // Rows of a full tile: accumulators, a panel row and a broadcast must fit the registers.
@@ -184,12 +194,12 @@ inline constexpr int kTileRows = kVectorRegisters == 32 ? (NV == 1 ? 16 : 8) : (
 
 template <class M, int R, int NV, Along A, Into I, class P>
 void tail(ptrdiff_t rows, const typename M::Unit* a, ptrdiff_t stride, const typename M::Unit* b, ptrdiff_t k,
-          typename M::C* c, ptrdiff_t ldc, const typename M::C* beta, P& ahead, ptrdiff_t ldb) {
+          typename M::C* c, ptrdiff_t ldc, typename M::C* lanes, P& ahead, ptrdiff_t ldb) {
   if constexpr (R > 0) {
     if (rows == R)
-      tile<M, R, NV, A, I>(a, stride, b, k, c, ldc, beta, ahead, ldb);
+      tile<M, R, NV, A, I>(a, stride, b, k, c, ldc, lanes, ahead, ldb);
     else
-      tail<M, R - 1, NV, A, I>(rows, a, stride, b, k, c, ldc, beta, ahead, ldb);
+      tail<M, R - 1, NV, A, I>(rows, a, stride, b, k, c, ldc, lanes, ahead, ldb);
   }
 }
 
@@ -197,7 +207,7 @@ void tail(ptrdiff_t rows, const typename M::Unit* a, ptrdiff_t stride, const typ
 // the next. `ahead`: Ahead, Upcoming* or nothing.
 template <class M, int NV, Along A, Into I, class P = NothingAhead>
 void product(ptrdiff_t rows, const typename M::Unit* a, ptrdiff_t stride, const typename M::Unit* b, ptrdiff_t k,
-             typename M::C* c, ptrdiff_t ldc, const typename M::C* beta = nullptr, P ahead = {},
+             typename M::C* c, ptrdiff_t ldc, typename M::C* lanes = nullptr, P ahead = {},
              ptrdiff_t ldb = NV * M::kStep) {
   constexpr int R = kTileRows<NV>;
   constexpr bool kBetween = std::is_same_v<P, Upcoming*>;
@@ -206,9 +216,9 @@ void product(ptrdiff_t rows, const typename M::Unit* a, ptrdiff_t stride, const 
   if constexpr (!kBetween) within = ahead;
   for (; rows >= R; rows -= R, a += R * step, c += R * ldc) {
     if constexpr (kBetween) ahead->ask();
-    tile<M, R, NV, A, I>(a, stride, b, k, c, ldc, beta, within, ldb);
+    tile<M, R, NV, A, I>(a, stride, b, k, c, ldc, lanes, within, ldb);
   }
-  tail<M, R - 1, NV, A, I>(rows, a, stride, b, k, c, ldc, beta, within, ldb);
+  tail<M, R - 1, NV, A, I>(rows, a, stride, b, k, c, ldc, lanes, within, ldb);
 }
 
 // c += ab for one panel of columns, of which the first `left` are wanted: where they fit half of it, the other half is
