@@ -102,6 +102,22 @@ def test_pair(first: str, second: str, kernels: Target):
     check(edge(11, **OPTIONS[first] | OPTIONS[second], dtype=torch.bfloat16, sq=61, sk=29), kernels)
 
 
+# Few queries a KV head: one row, a few rows of several heads, eight; sizes that line up with nothing, and that do.
+@pytest.mark.parametrize("option", ["plain", *OPTIONS])
+def test_decode(option: str, target: Target):
+    for number, (case, dtype) in enumerate(
+        itertools.product(
+            (
+                dict(sq=1, sk=131, heads=2, kv_heads=2, d=24, dv=40),
+                dict(sq=2, sk=199, heads=6, kv_heads=2, d=37, dv=29),
+                dict(sq=1, sk=320, heads=8, kv_heads=1, d=64, dv=32),
+            ),
+            DTYPES,
+        )
+    ):
+        check(edge(60 + number, **case | EDGES[option], dtype=dtype), target)
+
+
 @pytest.mark.parametrize("kind", ["bool", "float"])
 @pytest.mark.parametrize("dims", MASKS)
 def test_mask_shape(dims: str, kind: str, kernels: Target):
