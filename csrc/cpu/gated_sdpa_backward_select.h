@@ -20,28 +20,55 @@ bool all_finite(Tile& tile, const T* key, int64_t keys) {
   return tile.rows_finite && !any_nonfinite<C>(key, a.key.stride[2], keys, a.head_dim);
 }
 
+// In the order of the products: a tile's terms are summed first, and then added.
 template <class Tile, class T, class C>
 void select_pairs(Tile& tile, int64_t k0, const T* key, const typename Tile::PanelKeys* seen, KeyGradients<C> acc) {
   using M = typename Tile::M;
   constexpr int NV = Tile::NV, NR = Tile::NR, kRows = Tile::kRows;
   const nsk_gated_sdpa& a = tile.a;
   const auto& w = tile.w;
-  for (int64_t q = 0; q < tile.count; ++q) {
+  const T* const query = at<const T>(a.query, tile.seq.batch, tile.head, tile.seq.q_start + tile.row0);
+  LaneMask<M, NV> masks[Tile::kPanels];
+  int64_t keys = 0;
+  for (int64_t p = 0; p < tile.panels; ++p) {
+    if (seen[p].begin < seen[p].end) masks[p] = tile.lane_mask(p, seen[p], k0);
+    if (seen[p].end > keys) keys = seen[p].end;
+  }
+  auto allowed = [&](int64_t q, int64_t j) {
     const typename Tile::PanelKeys& panel = seen[q / NR];
-    if (panel.begin == panel.end) continue;
-    const LaneMask<M, NV> mask = tile.lane_mask(q / NR, panel, k0);
-    const T* query = at<const T>(a.query, tile.seq.batch, tile.head, tile.seq.q_start + tile.row0 + q);
-    for (int64_t j = panel.begin; j < panel.end; ++j) {
-      if (!mask.allowed(panel.kind, j - panel.begin, int(q % NR))) continue;
-      const C prob = unit_element<M>(w.p_rows[(j * kRows + q) / M::pack], q);
-      const C ds = tile.need_ds ? unit_element<M>(w.ds_rows[(j * kRows + q) / M::pack], q) : C(0);
-      for (int64_t d = 0; tile.need_dv && d < a.head_dim_v; ++d)
-        acc.value[(k0 + j) * acc.value_ld + d] += prob * C(to_float(w.d_o_rows[q * a.head_dim_v + d]));
-      for (int64_t d = 0; tile.need_dk && d < a.head_dim; ++d)
-        acc.key[(k0 + j) * acc.key_ld + d] += ds * C(to_float(query[d]));
-      for (int64_t d = 0; tile.need_dq && d < a.head_dim; ++d)
-        w.dq[q * Tile::padded(a.head_dim) + d] += ds * C(to_float(key[j * a.key.stride[2] + d]));
+    return j >= panel.begin && j < panel.end && masks[q / NR].allowed(panel.kind, j - panel.begin, int(q % NR));
+  };
+  auto element = [&](const typename Tile::Unit* rows, int64_t q, int64_t j) {
+    return unit_element<M>(rows[(j * kRows + q) / M::pack], q);
+  };
+  // to[d] += sum over the listed terms of factor[i] * from(i)[d]
+  int64_t list[kRows > Tile::kKeys ? kRows : Tile::kKeys];
+  C factor[sizeof list / sizeof *list];
+  auto add = [&](C* to, int64_t columns, int64_t n, auto&& from) {
+    for (int64_t d = 0; d < columns; ++d) {
+      C sum = C(0);
+      for (int64_t i = 0; i < n; ++i) sum += factor[i] * C(to_float(from(list[i])[d]));
+      to[d] += sum;
     }
+  };
+  for (int64_t j = 0; j < keys; ++j) {
+    int64_t n = 0;
+    for (int64_t q = 0; q < tile.count; ++q)
+      if (allowed(q, j)) list[n++] = q;
+    if (tile.need_dv) {
+      for (int64_t i = 0; i < n; ++i) factor[i] = element(w.p_rows, list[i], j);
+      add(acc.value + (k0 + j) * acc.value_ld, a.head_dim_v, n, [&](int64_t q) { return w.d_o_rows + q * a.head_dim_v; });
+    }
+    if (tile.need_dk) {
+      for (int64_t i = 0; i < n; ++i) factor[i] = element(w.ds_rows, list[i], j);
+      add(acc.key + (k0 + j) * acc.key_ld, a.head_dim, n, [&](int64_t q) { return query + q * a.query.stride[2]; });
+    }
+  }
+  for (int64_t q = 0; tile.need_dq && q < tile.count; ++q) {
+    int64_t n = 0;
+    for (int64_t j = 0; j < keys; ++j)
+      if (allowed(q, j)) factor[n] = element(w.ds_rows, q, j), list[n++] = j;
+    add(w.dq + q * Tile::padded(a.head_dim), a.head_dim, n, [&](int64_t j) { return key + j * a.key.stride[2]; });
   }
 }
 

@@ -241,12 +241,13 @@ struct DecodeBlock {
 
   // A probability of 0 must not meet an inf or NaN of a key that its row may not see.
   void select_values(const T* value, int64_t n, Masking kind, const LaneMask<M, 1>& mask) {
-    for (int64_t j = 0; j < n; ++j)
-      for (int r = 0; r < count; ++r) {
-        if (!mask.allowed(kind, j / 2, int(j % 2) * kRows + r)) continue;
-        const C weight = unit_element<M>(w.p[j / M::pack * kRows + r], j);
-        for (int64_t d = 0; d < a.head_dim_v; ++d)
-          w.o[r * ldo + d] += weight * C(to_float(value[j * a.value.stride[2] + d]));
+    for (int r = 0; r < count; ++r)
+      for (int64_t d = 0; d < a.head_dim_v; ++d) {
+        C sum = C(0);
+        for (int64_t j = 0; j < n; ++j)
+          if (mask.allowed(kind, j / 2, int(j % 2) * kRows + r))
+            sum += unit_element<M>(w.p[j / M::pack * kRows + r], j) * C(to_float(value[j * a.value.stride[2] + d]));
+        w.o[r * ldo + d] += sum;
       }
   }
 };

@@ -191,7 +191,7 @@ struct ForwardBlock {
     if (kind != Masking::None) {
       // A probability of 0 must not meet an inf or NaN of a key that its row may not see.
       if (clean < 0) clean = !any_nonfinite<C>(value, a.value.stride[2], k1 - k0, a.head_dim_v);
-      if (!clean) return select_values(p, keys, kind, mask, value + (b0 - k0) * a.value.stride[2]);
+      if (!clean) return select_values(p, keys, both, kind, mask, value + (b0 - k0) * a.value.stride[2]);
     }
     product<M, NV, Along::Rows, Into::Rescale>(a.head_dim_v, v_data, v.stride, w.p, ceil_div(both, M::pack),
                                                o_panel(p), NR, state.rescale,
@@ -213,17 +213,20 @@ struct ForwardBlock {
     return seen < b1 - b0 ? seen : b1 - b0;
   }
 
-  // O^T = O^T * rescale + V^T P^T, one allowed pair at a time.
-  void select_values(int64_t p, int64_t keys, Masking kind, const LaneMask<M, NV>& mask, const T* value) {
+  // O^T = O^T * rescale + V^T P^T, one allowed pair at a time, in the order of the products.
+  void select_values(int64_t p, int64_t keys, int64_t both, Masking kind, const LaneMask<M, NV>& mask, const T* value) {
     C* o = o_panel(p);
-    for (int64_t d = 0; d < a.head_dim_v; ++d)
-      for (int r = 0; r < NR; ++r) o[d * NR + r] *= w.state[p].rescale[r];
-    for (int64_t j = 0; j < keys; ++j)
-      for (int r = 0; r < rows_in(p); ++r) {
-        if (!mask.allowed(kind, j, r)) continue;
-        const C weight = unit_element<M>(w.p[j / M::pack * NR + r], j);
-        for (int64_t d = 0; d < a.head_dim_v; ++d)
-          o[d * NR + r] += weight * C(to_float(value[j * a.value.stride[2] + d]));
+    for (int r = 0; r < rows_in(p); ++r)
+      for (int64_t d = 0; d < a.head_dim_v; ++d) {
+        auto sum = [&](int64_t from, int64_t to) {
+          C total = C(0);
+          for (int64_t j = from; j < to; ++j)
+            if (mask.allowed(kind, j, r))
+              total += unit_element<M>(w.p[j / M::pack * NR + r], j) * C(to_float(value[j * a.value.stride[2] + d]));
+          return total;
+        };
+        o[d * NR + r] = o[d * NR + r] * w.state[p].rescale[r] + sum(0, both);
+        if (both < keys && r >= L) o[d * NR + r] += sum(both, keys);
       }
   }
 

@@ -140,21 +140,16 @@ class Upcoming {
 template <class M, int R, int NV, Along A, Into I, class P>
 [[gnu::noinline]] void tile(const typename M::Unit* a, ptrdiff_t stride, const typename M::Unit* b, ptrdiff_t k,
                             typename M::C* c, ptrdiff_t ldc, typename M::C* lanes, P& ahead, ptrdiff_t ldb) {
+  using C = typename M::C;
   using V = typename M::V;
   using B = typename M::UnitVec;
   constexpr int L = M::L;
+  // From 0 even where c is added to: a long sum grows by sums of k terms, not term by term, and loses less to rounding.
   V acc[R][NV];
 #pragma GCC unroll 32
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) {
-      if constexpr (I == Into::Fresh || I == Into::FreshMax)
-        acc[r][v] = V{};
-      else if constexpr (I == Into::Add)
-        acc[r][v] = load<V>(c + r * ldc + v * L);
-      else
-        acc[r][v] = load<V>(c + r * ldc + v * L) * load<V>(lanes + v * L);
-    }
+    for (int v = 0; v < NV; ++v) acc[r][v] = V{};
   for (ptrdiff_t i = 0; i < k; ++i) {
     B panel[NV];
 #pragma GCC unroll 4
@@ -176,7 +171,12 @@ template <class M, int R, int NV, Along A, Into I, class P>
 #pragma GCC unroll 32
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) store(c + r * ldc + v * L, acc[r][v]);
+    for (int v = 0; v < NV; ++v) {
+      C* to = c + r * ldc + v * L;
+      if constexpr (I == Into::Add) acc[r][v] = load<V>(to) + acc[r][v];
+      if constexpr (I == Into::Rescale) acc[r][v] = load<V>(to) * load<V>(lanes + v * L) + acc[r][v];
+      store(to, acc[r][v]);
+    }
   if constexpr (I == Into::FreshMax) {
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) {
