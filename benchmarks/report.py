@@ -27,7 +27,7 @@ def write(folder: Path, run: dict) -> list[Path]:
         figure = draw(done)
         if figure is None:
             continue
-        figure.text(0.01, 0.005, title, fontsize=6, color="#666666")
+        figure.supxlabel(title, fontsize=6, color="#666666")  # the layout makes room for it
         path = folder / f"{name}.png"
         figure.savefig(path, dpi=150)
         written.append(path)
@@ -45,6 +45,7 @@ def _bars(rows: list[dict], series: dict[str, list[float | None]], label: str):
         at = [i + n * height for i, v in enumerate(values) if v is not None]
         axes.barh(at, [v for v in values if v is not None], height, label=name, color=COLORS[name])
     axes.set_yticks([i + 0.4 - height / 2 for i in range(len(rows))], [row["name"] for row in rows], fontsize=7)
+    axes.margins(y=0.005)
     axes.invert_yaxis()
     axes.set_xlabel(label)
     axes.spines[["top", "right"]].set_visible(False)
