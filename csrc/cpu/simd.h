@@ -198,7 +198,7 @@ NSK_INLINE Vec<float, L> widen(Vec<uint16_t, L> h, f16) {
   if constexpr (L == 16) return (Vec<float, L>)_mm512_cvtph_ps((__m256i)h);
 #endif
 #if defined(__aarch64__)
-  return __builtin_convertvector((Vec<_Float16, L>)h, Vec<float, L>);
+  return __builtin_convertvector((Vec<__fp16, L>)h, Vec<float, L>);
 #else
   Vec<float, L> x;
   for (int i = 0; i < L; ++i) x[i] = to_float(f16{h[i]});
@@ -215,7 +215,7 @@ NSK_INLINE Vec<uint16_t, L> narrow(Vec<float, L> x, f16) {
   if constexpr (L == 16) return (Vec<uint16_t, L>)_mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT);
 #endif
 #if defined(__aarch64__)
-  return (Vec<uint16_t, L>)__builtin_convertvector(x, Vec<_Float16, L>);
+  return (Vec<uint16_t, L>)__builtin_convertvector(x, Vec<__fp16, L>);
 #else
   Vec<uint16_t, L> h;
   for (int i = 0; i < L; ++i) h[i] = to_f16(x[i]).bits;
