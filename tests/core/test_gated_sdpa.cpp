@@ -127,7 +127,7 @@ void run(const Kernels& kernels, const Case& c) {
 
   // The definition, row by row.
   std::vector<double> e_out(out.count()), e_lse(lse.count()), dq(q.count()), dk(k.count()), dv(v.count());
-  std::vector<double> dq_terms(q.count()), dk_terms(k.count()), mask_terms(mask.count());
+  std::vector<double> dq_terms(q.count()), dk_terms(k.count()), mask_terms(mask.count()), gate_terms(gate.count());
   double sink_terms = 0;
   std::vector<double> d_gate(gate.count()), d_mask(mask.count()), d_sink(sink.count());
   for (int b = 0; b < c.batch; ++b)
@@ -161,26 +161,29 @@ void run(const Kernels& kernels, const Case& c) {
         std::vector<double> o(c.dv), d_o(c.dv);
         for (int j = 0; j < c.sk; ++j)
           for (int d = 0; d < c.dv; ++d) o[d] += std::exp(s[j] - sunk) * v.x[v.at(b, kv, j, d)];
-        double delta = 0;
+        double delta = 0, delta_terms = 0;  // *_terms: sizes of what a sum adds up, where it may cancel
         for (int d = 0; d < c.dv; ++d) {
           const int64_t at = out.at(b, h, i, d), gate_at = gate.at(b, h, i, d);
           const double w = c.gate_kind ? sigmoid(gate.x[gate_at]) : 1;
           e_out[at] = w * o[d];
           d_o[d] = w * d_out.x[at];
           delta += d_o[d] * o[d];
+          delta_terms += std::fabs(d_o[d] * o[d]);
           d_gate[gate_at] += d_out.x[at] * o[d] * w * (1 - w);
+          gate_terms[gate_at] += std::fabs(d_out.x[at] * o[d] * w * (1 - w));
         }
         const double dl = c.lse_grad ? d_lse.x[row] : 0;
         for (int j = 0; j < c.sk; ++j) {
           if (s[j] == -INFINITY) continue;
           const double p = std::exp(s[j] - sunk);
-          double dp = 0;
+          double dp = 0, dp_terms = 0;
           for (int d = 0; d < c.dv; ++d) {
             dp += d_o[d] * v.x[v.at(b, kv, j, d)];
+            dp_terms += std::fabs(d_o[d] * v.x[v.at(b, kv, j, d)]);
             dv[v.at(b, kv, j, d)] += p * d_o[d];
           }
           double ds = p * (dp - delta) + std::exp(s[j] - e_lse[row]) * dl;
-          double term = p * (std::fabs(dp) + std::fabs(delta)) + std::fabs(dl);
+          double term = p * (dp_terms + delta_terms) + std::fabs(dl);
           if (c.mask_kind) d_mask[mask.at(b, h, i, j)] += ds, mask_terms[mask.at(b, h, i, j)] += term;
           ds *= slope[j] * c.scale;
           term *= std::fabs(c.scale);
@@ -191,7 +194,7 @@ void run(const Kernels& kernels, const Case& c) {
             dk_terms[k.at(b, kv, j, d)] += term * std::fabs(q.x[q.at(b, h, i, d)]);
           }
         }
-        if (c.sink) d_sink[h] -= std::exp(sink.x[h] - sunk) * delta, sink_terms += std::fabs(delta);
+        if (c.sink) d_sink[h] -= std::exp(sink.x[h] - sunk) * delta, sink_terms += delta_terms;
       }
 
   auto same_shape = [](const Tensor& t) { return Tensor(t.dtype, t.n[0], t.n[1], t.n[2], t.n[3]); };
@@ -221,7 +224,7 @@ void run(const Kernels& kernels, const Case& c) {
   compare("out", out, e_out), compare("lse", lse, e_lse);
   auto largest = [](const std::vector<double>& x) { return x.empty() ? 0 : *std::max_element(x.begin(), x.end()); };
   compare("dq", gq, dq, largest(dq_terms)), compare("dk", gk, dk, largest(dk_terms)), compare("dv", gv, dv);
-  if (c.gate_kind) compare("dgate", gg, d_gate);
+  if (c.gate_kind) compare("dgate", gg, d_gate, largest(gate_terms));
   if (c.mask_kind == 2) compare("dmask", gm, d_mask, largest(mask_terms));
   if (c.sink) compare("dsink", gs, d_sink, sink_terms);
 }
