@@ -4,40 +4,12 @@ was given and what is taken."""
 from __future__ import annotations
 
 import math
-from typing import NoReturn
 
 import torch
 from torch import Tensor
 
-from nsk.errors import UnsupportedInput
-from nsk.spec.gated_sdpa import DTYPES, MAX_HEAD_DIM, GatedSdpaCall
-
-
-def refuse(name: str, given: object, taken: str) -> NoReturn:
-    raise UnsupportedInput(f"{name}: got {given}; expected {taken}")
-
-
-def _shape(t: Tensor) -> str:
-    return f"shape {list(t.shape)}"
-
-
-def _check_tensor(name: str, t: object, device: torch.device) -> None:
-    if not isinstance(t, Tensor):
-        refuse(name, type(t).__name__, "a torch.Tensor")
-    if t.layout is not torch.strided:
-        refuse(name, f"layout {t.layout}", "a dense (strided) tensor; packed sequences go to gated_sdpa_varlen")
-    if t.device != device:
-        refuse(name, f"a tensor on {t.device}", f"one on {device}, as query is")
-
-
-def _check_rows(name: str, t: Tensor) -> None:
-    # A single column has no stride to speak of.
-    if t.stride(-1) != 1 and t.shape[-1] != 1:
-        refuse(
-            name,
-            f"strides {list(t.stride())}",
-            "a unit stride in the last dimension; call .contiguous() first",
-        )
+from nsk.spec.checks import DTYPES, check_float, check_rows, check_tensor, refuse, shape_of
+from nsk.spec.gated_sdpa import MAX_HEAD_DIM, GatedSdpaCall
 
 
 def check(call: GatedSdpaCall) -> None:
@@ -46,14 +18,14 @@ def check(call: GatedSdpaCall) -> None:
     if not isinstance(q, Tensor):
         refuse("query", type(q).__name__, "a torch.Tensor")
     for name, t in (("query", q), ("key", k), ("value", v)):
-        _check_tensor(name, t, q.device)
+        check_tensor(name, t, q.device, "query")
     if q.dtype not in DTYPES:
         refuse("query", q.dtype, "float32, bfloat16, float16 or float64")
     _check_shapes(call)
     for name, t in (("query", q), ("key", k), ("value", v)):
         if t.dtype != q.dtype:
             refuse(name, t.dtype, f"{q.dtype}, as query is")
-        _check_rows(name, t)
+        check_rows(name, t)
     if call.gate is not None:
         _check_gate(call)
     if call.attn_mask is not None:
@@ -72,15 +44,15 @@ def _check_shapes(call: GatedSdpaCall) -> None:
         ndim, heads, layout = 4, 1, ("[B, Hq, Sq, D]", "[B, Hkv, Sk, D]", "[B, Hkv, Sk, Dv]")
     for name, t, dims in zip(("query", "key", "value"), (q, k, v), layout, strict=True):
         if t.ndim != ndim:
-            refuse(name, _shape(t), f"{ndim} dimensions {dims}")
+            refuse(name, shape_of(t), f"{ndim} dimensions {dims}")
         if not 1 <= t.shape[-1] <= MAX_HEAD_DIM:
-            refuse(name, f"{_shape(t)}, {t.shape[-1]} columns", f"a head dimension from 1 to {MAX_HEAD_DIM}")
+            refuse(name, f"{shape_of(t)}, {t.shape[-1]} columns", f"a head dimension from 1 to {MAX_HEAD_DIM}")
     if k.shape[-1] != q.shape[-1]:
-        refuse("key", _shape(k), f"{q.shape[-1]} columns, as query has")
+        refuse("key", shape_of(k), f"{q.shape[-1]} columns, as query has")
     if ndim == 4 and k.shape[0] != q.shape[0]:
-        refuse("key", _shape(k), f"batch size {q.shape[0]}, as query has")
+        refuse("key", shape_of(k), f"batch size {q.shape[0]}, as query has")
     if v.shape[:-1] != k.shape[:-1]:
-        refuse("value", _shape(v), f"key's shape {list(k.shape)} but for the last dimension")
+        refuse("value", shape_of(v), f"key's shape {list(k.shape)} but for the last dimension")
     hq, hkv = q.shape[heads], k.shape[heads]
     if hkv < 1 or hq < 1 or hq % hkv != 0:
         refuse(
@@ -92,13 +64,13 @@ def _check_shapes(call: GatedSdpaCall) -> None:
 
 def _check_offsets(call: GatedSdpaCall) -> None:
     for name, c in (("cu_seqlens_q", call.cu_seqlens_q), ("cu_seqlens_k", call.cu_seqlens_k)):
-        _check_tensor(name, c, call.query.device)
+        check_tensor(name, c, call.query.device, "query")
         if c.dtype != torch.int32:
             refuse(name, c.dtype, "torch.int32")
         if c.ndim != 1 or c.shape[0] < 1:
-            refuse(name, _shape(c), "one dimension [N + 1] for N sequences")
+            refuse(name, shape_of(c), "one dimension [N + 1] for N sequences")
     if call.cu_seqlens_q.shape != call.cu_seqlens_k.shape:
-        refuse("cu_seqlens_k", _shape(call.cu_seqlens_k), f"{_shape(call.cu_seqlens_q)}, as cu_seqlens_q has")
+        refuse("cu_seqlens_k", shape_of(call.cu_seqlens_k), f"{shape_of(call.cu_seqlens_q)}, as cu_seqlens_q has")
     if call.attn_mask is not None:
         refuse("attn_mask", "a tensor", "None for packed sequences; use is_causal and window")
     for name, n in (("max_seqlen_q", call.max_seqlen_q), ("max_seqlen_k", call.max_seqlen_k)):
@@ -106,39 +78,34 @@ def _check_offsets(call: GatedSdpaCall) -> None:
             refuse(name, n, "a length >= 0 or None (it is a hint)")
 
 
-def _check_float(name: str, t: Tensor, dtype: torch.dtype, also: str = "") -> None:
-    if t.dtype != dtype and t.dtype != torch.float32:
-        refuse(name, t.dtype, f"{dtype}, as query is, or torch.float32{also}")
-
-
 def _check_gate(call: GatedSdpaCall) -> None:
     gate, q = call.gate, call.query
-    _check_tensor("gate", gate, q.device)
+    check_tensor("gate", gate, q.device, "query")
     rows = q.shape[:-1]
     if not (gate.shape == rows or (gate.ndim == q.ndim and gate.shape == (*rows, call.value.shape[-1]))):
-        refuse("gate", _shape(gate), f"{[*rows, call.value.shape[-1]]} (elementwise) or {list(rows)} (headwise)")
-    _check_float("gate", gate, q.dtype)
+        refuse("gate", shape_of(gate), f"{[*rows, call.value.shape[-1]]} (elementwise) or {list(rows)} (headwise)")
+    check_float("gate", gate, q.dtype, "query")
     if not call.headwise:
-        _check_rows("gate", gate)
+        check_rows("gate", gate)
 
 
 def _check_mask(call: GatedSdpaCall) -> None:
     mask, q = call.attn_mask, call.query
-    _check_tensor("attn_mask", mask, q.device)
+    check_tensor("attn_mask", mask, q.device, "query")
     full = (q.shape[0], q.shape[1], q.shape[2], call.key.shape[2])
     fits = mask.ndim <= 4 and all(m == 1 or m == n for m, n in zip(mask.shape[::-1], full[::-1], strict=False))
     if not fits:
-        refuse("attn_mask", _shape(mask), f"a shape that broadcasts to [B, Hq, Sq, Sk] = {list(full)}")
+        refuse("attn_mask", shape_of(mask), f"a shape that broadcasts to [B, Hq, Sq, Sk] = {list(full)}")
     if mask.dtype != torch.bool:
-        _check_float("attn_mask", mask, q.dtype, " (added to the scores) or torch.bool (True = attend)")
+        check_float("attn_mask", mask, q.dtype, "query", " (added to the scores) or torch.bool (True = attend)")
 
 
 def _check_sink(call: GatedSdpaCall) -> None:
     sink, heads = call.sink, call.query.shape[1]
-    _check_tensor("sink", sink, call.query.device)
+    check_tensor("sink", sink, call.query.device, "query")
     if sink.ndim != 1 or sink.shape[0] != heads:
-        refuse("sink", _shape(sink), f"[Hq] = [{heads}], one logit per query head")
-    _check_float("sink", sink, call.query.dtype)
+        refuse("sink", shape_of(sink), f"[Hq] = [{heads}], one logit per query head")
+    check_float("sink", sink, call.query.dtype, "query")
 
 
 def _check_options(call: GatedSdpaCall) -> None:
@@ -169,12 +136,12 @@ def check_backward(
     ):
         if t is None:
             continue
-        _check_tensor(name, t, q.device)
+        check_tensor(name, t, q.device, "query")
         if t.shape != shapes[of]:
-            refuse(name, _shape(t), f"{list(shapes[of])}, the shape of the forward's {of}")
+            refuse(name, shape_of(t), f"{list(shapes[of])}, the shape of the forward's {of}")
         if t.dtype != dtype:
             refuse(name, t.dtype, f"{dtype}, the type of the forward's {of}")
-    _check_rows("out", out)
+    check_rows("out", out)
     if len(needs) != 6:
         refuse("needs", f"{len(needs)} flags", "6: query, key, value, gate, attn_mask, sink")
     if needs[4] and call.attn_mask is not None and call.attn_mask.dtype == torch.bool:
