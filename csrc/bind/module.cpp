@@ -82,6 +82,43 @@ int backward(std::array<int64_t, 7> sizes, std::array<Tensor, 8> tensors, std::a
   return nsk_cpu_gated_sdpa_backward(&args);
 }
 
+using MlpSizes = std::array<int64_t, 5>;    // groups, rows, width, depth, layers_per_block
+using MlpTensors = std::array<Tensor, 9>;   // x, weight, bias, ln_weight, ln_bias, y, stream, normalised, rstd
+using MlpOptions = std::array<int32_t, 2>;  // activation, threads
+
+nsk_residual_mlp mlp_args(const MlpSizes& sizes, const MlpTensors& tensors, const MlpOptions& options, double eps) {
+  nsk_residual_mlp a{};
+  a.groups = sizes[0];
+  a.rows = sizes[1];
+  a.width = sizes[2];
+  a.depth = sizes[3];
+  a.layers_per_block = sizes[4];
+  nsk_view* const views[] = {&a.x, &a.weight, &a.bias,       &a.ln_weight, &a.ln_bias,
+                             &a.y, &a.stream, &a.normalised, &a.rstd};
+  for (size_t i = 0; i < tensors.size(); ++i) *views[i] = view(tensors[i]);
+  a.activation = options[0];
+  a.threads = options[1];
+  a.eps = eps;
+  return a;
+}
+
+int mlp_forward(MlpSizes sizes, MlpTensors tensors, MlpOptions options, double eps) {
+  const nsk_residual_mlp args = mlp_args(sizes, tensors, options, eps);
+  py::gil_scoped_release release;
+  return nsk_cpu_residual_mlp_forward(&args);
+}
+
+// gradients: grad_y, then those of x, weight, bias, ln_weight, ln_bias.
+int mlp_backward(MlpSizes sizes, MlpTensors tensors, MlpOptions options, double eps, std::array<Tensor, 6> gradients) {
+  nsk_residual_mlp_backward args{};
+  args.forward = mlp_args(sizes, tensors, options, eps);
+  nsk_view* const views[] = {&args.grad_y,    &args.grad_x,         &args.grad_weight,
+                             &args.grad_bias, &args.grad_ln_weight, &args.grad_ln_bias};
+  for (size_t i = 0; i < gradients.size(); ++i) *views[i] = view(gradients[i]);
+  py::gil_scoped_release release;
+  return nsk_cpu_residual_mlp_backward(&args);
+}
+
 int32_t dtype_code(const std::string& name) {
   if (name == "float32") return NSK_F32;
   if (name == "float64") return NSK_F64;
@@ -102,6 +139,8 @@ PYBIND11_MODULE(_native, m) {
 
   m.def("gated_sdpa_forward", &forward);
   m.def("gated_sdpa_backward", &backward);
+  m.def("residual_mlp_forward", &mlp_forward);
+  m.def("residual_mlp_backward", &mlp_backward);
 
   m.def("isas", [] {
     std::vector<std::string> names;

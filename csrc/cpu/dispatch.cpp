@@ -84,6 +84,20 @@ nsk_status check(const nsk_gated_sdpa& a) {
   return NSK_OK;
 }
 
+nsk_status check(const nsk_residual_mlp& a) {
+  const bool sizes = a.groups >= 0 && a.rows >= 0 && a.width >= 1 && a.depth >= 1;
+  if (!sizes || a.threads < 1 || a.layers_per_block < 1 || a.depth % a.layers_per_block) return NSK_BAD_ARGUMENT;
+  if (a.weight.stride[2] != a.width || !a.normalised.data != !a.rstd.data) return NSK_BAD_ARGUMENT;
+  return a.activation >= NSK_SILU && a.activation <= NSK_GELU_TANH ? NSK_OK : NSK_BAD_ARGUMENT;
+}
+
+nsk_status check(const nsk_residual_mlp_backward& b) {
+  const nsk_residual_mlp& a = b.forward;
+  if (!a.normalised.data && !a.stream.data) return NSK_BAD_ARGUMENT;
+  if (b.grad_weight.data && !a.stream.data) return NSK_BAD_ARGUMENT;
+  return check(a);
+}
+
 }  // namespace
 }  // namespace nsk
 
@@ -97,6 +111,16 @@ nsk_status nsk_cpu_gated_sdpa_forward(const nsk_gated_sdpa* args) {
 nsk_status nsk_cpu_gated_sdpa_backward(const nsk_gated_sdpa_backward* args) {
   const nsk_status status = nsk::check(args->forward);
   return status != NSK_OK ? status : nsk::kernels().gated_sdpa_backward(*args);
+}
+
+nsk_status nsk_cpu_residual_mlp_forward(const nsk_residual_mlp* args) {
+  const nsk_status status = nsk::check(*args);
+  return status != NSK_OK ? status : nsk::kernels().residual_mlp_forward(*args);
+}
+
+nsk_status nsk_cpu_residual_mlp_backward(const nsk_residual_mlp_backward* args) {
+  const nsk_status status = nsk::check(*args);
+  return status != NSK_OK ? status : nsk::kernels().residual_mlp_backward(*args);
 }
 
 const char* nsk_cpu_isa_name(int index) {

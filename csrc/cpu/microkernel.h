@@ -44,6 +44,20 @@ struct Math {
       return acc + (V)(b << 16) * bit_cast<float>(a << 16);
     }
   }
+
+  // Lane by lane.
+  static NSK_INLINE V multiply_add(V acc, UnitVec b, UnitVec a) {
+    if constexpr (pack == 1) {
+      return b * a + acc;
+    } else {
+#if defined(__AVX512BF16__)
+      if constexpr (L == 16) return (V)_mm512_dpbf16_ps((__m512)acc, (__m512bh)b, (__m512bh)a);
+#endif
+      const UnitVec high = splat<uint32_t, L>(0xffff0000u);
+      acc += (V)(b & high) * (V)(a & high);
+      return acc + (V)(b << 16) * (V)(a << 16);
+    }
+  }
 };
 
 // The same with two lanes for each column of the panel: lane 2 c takes one unit of k and lane 2 c + 1 the next, so that
@@ -58,18 +72,8 @@ struct TwinMath {
   static_assert(sizeof(C) == 4);
 
   static NSK_INLINE V multiply_add(V acc, UnitVec b, Unit a) {
-    const UnitVec both = a - UnitVec{};
-    if constexpr (M_::pack == 1) {
-      return (V)b * (V)both + acc;
-    } else {
-#if defined(__AVX512BF16__)
-      if constexpr (L == 16) return (V)_mm512_dpbf16_ps((__m512)acc, (__m512bh)b, (__m512bh)both);
-#endif
-      using U = typename M_::UnitVec;
-      const U x = (U)b, y = (U)both, high = splat<uint32_t, L>(0xffff0000u);
-      acc += (V)(x & high) * (V)(y & high);
-      return acc + (V)(x << 16) * (V)(y << 16);
-    }
+    using U = typename M_::UnitVec;
+    return M_::multiply_add(acc, (U)b, (U)(a - UnitVec{}));
   }
 };
 
@@ -83,8 +87,9 @@ NSK_INLINE typename M::C unit_element(typename M::Unit unit, ptrdiff_t j) {
 }
 
 enum class Along { K, Rows };  // what is contiguous in the broadcast operand
-// c = ab;  c += ab;  c = c * lanes[lane] + ab;  c = ab and lanes[lane] = the largest of itself and the lane's results.
-enum class Into { Fresh, Add, Rescale, FreshMax };
+// c = ab;  c += ab;  c = c * lanes[lane] + ab;  c = ab and lanes[lane] = the largest of itself and the lane's results;
+// c = ab + bias[row] and lanes[lane] += the lane's results.
+enum class Into { Fresh, Add, Rescale, FreshMax, BiasSum };
 
 // Memory to ask for while a product runs: `Lines` lines per step of k, one after the other. For products of so few
 // lanes that reading their operands is the work: the next operand arrives while this one is multiplied.
@@ -139,7 +144,8 @@ class Upcoming {
 
 template <class M, int R, int NV, Along A, Into I, class P>
 [[gnu::noinline]] void tile(const typename M::Unit* a, ptrdiff_t stride, const typename M::Unit* b, ptrdiff_t k,
-                            typename M::C* c, ptrdiff_t ldc, typename M::C* lanes, P& ahead, ptrdiff_t ldb) {
+                            typename M::C* c, ptrdiff_t ldc, typename M::C* lanes, P& ahead, ptrdiff_t ldb,
+                            const typename M::C* bias) {
   using C = typename M::C;
   using V = typename M::V;
   using B = typename M::UnitVec;
@@ -175,6 +181,7 @@ template <class M, int R, int NV, Along A, Into I, class P>
       C* to = c + r * ldc + v * L;
       if constexpr (I == Into::Add) acc[r][v] = load<V>(to) + acc[r][v];
       if constexpr (I == Into::Rescale) acc[r][v] = load<V>(to) * load<V>(lanes + v * L) + acc[r][v];
+      if constexpr (I == Into::BiasSum) acc[r][v] += bias[r];
       store(to, acc[r][v]);
     }
   if constexpr (I == Into::FreshMax) {
@@ -186,20 +193,29 @@ template <class M, int R, int NV, Along A, Into I, class P>
       store(lanes + v * L, most);
     }
   }
+  if constexpr (I == Into::BiasSum) {
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) {
+      V sum = acc[0][v];
+#pragma GCC unroll 32
+      for (int r = 1; r < R; ++r) sum += acc[r][v];
+      store(lanes + v * L, load<V>(lanes + v * L) + sum);
+    }
+  }
 }
 
 // Rows of a full tile: accumulators, a panel row and a broadcast must fit the registers.
 template <int NV>
-inline constexpr int kTileRows = kVectorRegisters == 32 ? (NV == 1 ? 16 : 8) : (NV == 1 ? 12 : 6);
+inline constexpr int kTileRows = kVectorRegisters == 32 ? (NV == 1 ? 16 : 16 / NV) : (NV == 1 ? 12 : 12 / NV);
 
 template <class M, int R, int NV, Along A, Into I, class P>
 void tail(ptrdiff_t rows, const typename M::Unit* a, ptrdiff_t stride, const typename M::Unit* b, ptrdiff_t k,
-          typename M::C* c, ptrdiff_t ldc, typename M::C* lanes, P& ahead, ptrdiff_t ldb) {
+          typename M::C* c, ptrdiff_t ldc, typename M::C* lanes, P& ahead, ptrdiff_t ldb, const typename M::C* bias) {
   if constexpr (R > 0) {
     if (rows == R)
-      tile<M, R, NV, A, I>(a, stride, b, k, c, ldc, lanes, ahead, ldb);
+      tile<M, R, NV, A, I>(a, stride, b, k, c, ldc, lanes, ahead, ldb, bias);
     else
-      tail<M, R - 1, NV, A, I>(rows, a, stride, b, k, c, ldc, lanes, ahead, ldb);
+      tail<M, R - 1, NV, A, I>(rows, a, stride, b, k, c, ldc, lanes, ahead, ldb, bias);
   }
 }
 
@@ -208,7 +224,7 @@ void tail(ptrdiff_t rows, const typename M::Unit* a, ptrdiff_t stride, const typ
 template <class M, int NV, Along A, Into I, class P = NothingAhead>
 void product(ptrdiff_t rows, const typename M::Unit* a, ptrdiff_t stride, const typename M::Unit* b, ptrdiff_t k,
              typename M::C* c, ptrdiff_t ldc, typename M::C* lanes = nullptr, P ahead = {},
-             ptrdiff_t ldb = NV * M::kStep) {
+             ptrdiff_t ldb = NV * M::kStep, const typename M::C* bias = nullptr) {
   constexpr int R = kTileRows<NV>;
   constexpr bool kBetween = std::is_same_v<P, Upcoming*>;
   const ptrdiff_t step = A == Along::K ? stride : 1;
@@ -216,9 +232,10 @@ void product(ptrdiff_t rows, const typename M::Unit* a, ptrdiff_t stride, const 
   if constexpr (!kBetween) within = ahead;
   for (; rows >= R; rows -= R, a += R * step, c += R * ldc) {
     if constexpr (kBetween) ahead->ask();
-    tile<M, R, NV, A, I>(a, stride, b, k, c, ldc, lanes, within, ldb);
+    tile<M, R, NV, A, I>(a, stride, b, k, c, ldc, lanes, within, ldb, bias);
+    if constexpr (I == Into::BiasSum) bias += R;
   }
-  tail<M, R - 1, NV, A, I>(rows, a, stride, b, k, c, ldc, lanes, within, ldb);
+  tail<M, R - 1, NV, A, I>(rows, a, stride, b, k, c, ldc, lanes, within, ldb, bias);
 }
 
 // c += ab for one panel of columns, of which the first `left` are wanted: where they fit half of it, the other half is

@@ -287,6 +287,19 @@ NSK_INLINE void store_partial(T* p, Vec<C, L> v, ptrdiff_t n) {
     store_bytes(p, __builtin_convertvector(v, Vec<T, L>), n * ptrdiff_t(sizeof(T)));
 }
 
+// The first n elements, or all L where n is no less.
+template <class C, int L, class T>
+NSK_INLINE Vec<C, L> load_up_to(const T* p, ptrdiff_t n) {
+  return n >= L ? load_as<C, L>(p) : load_partial<C, L>(p, n);
+}
+template <class C, int L, class T>
+NSK_INLINE void store_up_to(T* p, Vec<C, L> v, ptrdiff_t n) {
+  if (n >= L)
+    store_as<C, L>(p, v);
+  else
+    store_partial<C, L>(p, v, n);
+}
+
 // ---- transpose --------------------------------------------------------------------------------------------------
 
 template <int S, bool High, int L, class V, size_t... I>

@@ -128,6 +128,43 @@ NSK_INLINE Vec<C, L> exp2(Vec<C, L> x) {
   return one[0];
 }
 
+// 1 / x of normal numbers whose reciprocals are normal too, to one unit in the last place or so.
+template <class C, int L>
+NSK_INLINE Vec<C, L> reciprocal(Vec<C, L> x) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(C) == 4 && L == 16) {  // 14 bits, and a step of Newton's
+    const Vec<C, L> r = (Vec<C, L>)_mm512_rcp14_ps((__m512)x);
+    return r + r * (C(1) - x * r);
+  }
+#endif
+  return C(1) / x;
+}
+
+template <class C, int L>
+NSK_INLINE Vec<C, L> square_root(Vec<C, L> x) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(C) == 4 && L == 16) return (Vec<C, L>)_mm512_sqrt_ps((__m512)x);
+  if constexpr (sizeof(C) == 8 && L == 8) return (Vec<C, L>)_mm512_sqrt_pd((__m512d)x);
+#endif
+  for (int i = 0; i < L; ++i) x[i] = sizeof(C) == 8 ? C(__builtin_sqrt(double(x[i]))) : C(__builtin_sqrtf(float(x[i])));
+  return x;
+}
+
+// sigmoid(x) of N vectors side by side in `value`, exp(-x) in x; 1 - sigmoid(x) is their product. Below -69 (float) or
+// -690 (double), where sigmoid is less than 1e-30, it no longer falls. NaN stays NaN.
+template <class C, int L, int N>
+NSK_INLINE void sigmoid_all(Vec<C, L> (&x)[N], Vec<C, L> (&value)[N]) {
+  const Vec<C, L> most = splat<C, L>(sizeof(C) == 4 ? C(100) : C(1000));
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) x[i] = min_keep<C, L>(most, x[i] * C(-kLog2e));
+  if constexpr (sizeof(C) == 4)
+    exp2_all<true, C, L>(x, ExpTraits<C>::exp2_short);
+  else
+    exp2_all<true, C, L>(x, ExpTraits<C>::exp2_poly);
+#pragma GCC unroll 16
+  for (int i = 0; i < N; ++i) value[i] = reciprocal<C, L>(x[i] + C(1));
+}
+
 // x = n ln2 + r, with the product n ln2 in two parts so that r is exact where exp(x) is large or small.
 template <class C, int L>
 struct Reduced {

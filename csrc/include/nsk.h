@@ -69,6 +69,41 @@ typedef struct {
 nsk_status nsk_cpu_gated_sdpa_forward(const nsk_gated_sdpa* args);
 nsk_status nsk_cpu_gated_sdpa_backward(const nsk_gated_sdpa_backward* args);
 
+typedef enum { NSK_SILU = 0, NSK_RELU = 1, NSK_GELU_TANH = 2 } nsk_activation;
+
+/* A stack of residual MLP blocks, `groups` of them side by side:
+ *   h = x;  depth / layers_per_block times { t = h;  layers_per_block times t = act(LayerNorm(t W^T + b));  h += t };  y = h
+ * Views are [group, layer, row, column] with a unit column stride: x and y have no layer, bias, ln_weight and ln_bias no
+ * row; a weight's rows are dense (stride[2] == width).
+ *
+ * What a forward keeps for its backward is dense and laid out in strips of NSK_STRIP rows, S = ceil(rows / NSK_STRIP):
+ * element (row, column) of a matrix [rows, width] stands at [row / NSK_STRIP][column][row % NSK_STRIP]. Lanes past the
+ * last row repeat it. */
+enum { NSK_STRIP = 16 };
+
+typedef struct {
+  int64_t groups, rows, width, depth, layers_per_block;
+  nsk_view x, weight, bias, ln_weight, ln_bias;
+  nsk_view y;
+  nsk_view stream;     /* [group, block, strips]: the blocks' inputs, float (double for double weights) */
+  nsk_view normalised; /* [group, layer, strips]: (z - mean) * rstd, in weight's type */
+  nsk_view rstd;       /* [group, layer, S * NSK_STRIP]: float or double. These three may be absent. */
+  double eps;
+  int32_t activation;
+  int32_t threads;
+} nsk_residual_mlp;
+
+/* The backward reads what the forward kept: normalised and rstd, or else stream, from which it computes them again, bit
+ * for bit. The gradients of parameters need stream. A gradient whose data is NULL is not computed. */
+typedef struct {
+  nsk_residual_mlp forward; /* y is not read */
+  nsk_view grad_y;
+  nsk_view grad_x, grad_weight, grad_bias, grad_ln_weight, grad_ln_bias; /* as the inputs; dense but for grad_x */
+} nsk_residual_mlp_backward;
+
+nsk_status nsk_cpu_residual_mlp_forward(const nsk_residual_mlp* args);
+nsk_status nsk_cpu_residual_mlp_backward(const nsk_residual_mlp_backward* args);
+
 /* Instruction sets built into this binary and usable on this processor, best first; NULL past the end. */
 const char* nsk_cpu_isa_name(int index);
 /* The one in use: the best, or what the environment variable NSK_CPU_ISA named when the first kernel ran. */

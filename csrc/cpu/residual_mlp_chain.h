@@ -1,0 +1,256 @@
+// One tile of rows backward through layers of a residual MLP: the part that is sequential.
+//
+// With a = act(y), y = xhat gamma + beta, xhat = (z - mean) rstd, z = W x + b, and da coming in:
+//   dy = da act'(y);  u = dy gamma;  dz = rstd (u - mean(u) - xhat mean(u xhat));  dx = W^T dz
+//   dbeta = sum dy;  dgamma = sum dy xhat;  db = sum dz   over the rows
+// dW = dz^T x has no part in the chain: the chain writes its operands, dz and x, and another pass multiplies them.
+// x is the activation of the layer below, which the chain meets on its way down anyway.
+//
+// A panel of rows at a time: a first pass over xhat and da gives u and the two means, a second one dz, and then the
+// product with the weights, read in place, gives the da of the layer below.
+#pragma once
+
+#include "residual_mlp_problem.h"
+
+namespace nsk::NSK_ISA {
+
+// The operands of one layer's dW = dz^T x, as `product` reads them.
+//   dz [width][padded rows] elements: the broadcast operand, its rows run along the batch
+//   x  panels of columns, each [padded rows / pack][columns] units
+template <class M>
+struct MlpWeightOperands {
+  typename M::Unit *dz, *x;
+
+  static ptrdiff_t dz_units(const MlpShape& s) { return s.width * s.padded / M::pack; }
+  static ptrdiff_t x_units(const MlpShape& s) { return round_up(s.width, M::L) * s.padded / M::pack; }
+};
+
+template <class T, class C_, class E>
+class MlpChainTile {
+ public:
+  using C = C_;
+  static constexpr int L = kLanes<C>;
+  using M = Math<C, E, L>;
+  using V = Vec<C, L>;
+  using Unit = typename M::Unit;
+  using Element = std::conditional_t<M::pack == 2, bf16, C>;
+
+  struct Workspace {
+    C *u, *sums, *vectors;
+    Element* act;
+    Unit* dz;
+
+    Workspace(const MlpShape& s, Arena& arena) {
+      const ptrdiff_t panel = s.width * kWidePanel * L;
+      u = arena.take<C>(panel);
+      act = arena.take<Element>(panel);
+      dz = M::pack == 1 ? reinterpret_cast<Unit*>(u) : arena.take<Unit>(round_up(s.width, 2) / 2 * kWidePanel * L);
+      sums = arena.take<C>(3 * round_up(s.width, L) * L);
+      vectors = arena.take<C>(3 * s.width);
+    }
+  };
+
+  // What one layer of the chain reads and writes, for the rows of the tile.
+  struct Layer {
+    int64_t l;
+    const T* normalised;  // strips
+    const C* rstd;
+    const C* da;         // panels
+    C* dx;               // panels; null: nobody asks
+    bool add;            // dx is added to what is there
+    const Unit* weights; // [out units][in]
+    const Unit* next;    // weights to ask for meanwhile
+    MlpWeightOperands<M> own, above;  // dz of this layer and x of the one above; null: nobody asks
+    C* partial;          // [3][width]: this tile's share of db, dgamma, dbeta; null: nobody asks
+  };
+
+  MlpChainTile(const nsk_residual_mlp& args, const MlpShape& shape, int64_t group, ptrdiff_t row0, ptrdiff_t rows,
+               const Workspace& workspace)
+      : a(args), s(shape), group_(group), row0_(row0), rows_(rows), width_(shape.width), w(workspace) {}
+
+  template <Activation A>
+  void layer(const Layer& work) {
+    const LayerVectors<C> vectors(a, group_, work.l, w.vectors);
+    if (work.partial) fill_zero(w.sums, 3 * round_up(width_, L) * L);
+    for_panels<L>(rows_, [&](auto nv, ptrdiff_t first) {
+      constexpr int NV = nv.value, NR = NV * L;
+      V means[2 * NV];
+      through_activation<A, NV>(work, vectors, first, means);
+      if (work.above.x) store_operand<NV>(work.above.x, first);
+      through_normalisation<NV>(work, first, means);
+      if (!work.dx) return;
+      constexpr int R = kTileRows<NV>;
+      const Ahead<1> ahead{reinterpret_cast<const char*>(work.next), ptrdiff_t(R * sizeof(Unit))};
+      const ptrdiff_t units = ceil_div(width_, M::pack);
+      if (work.add)
+        product<M, NV, Along::Rows, Into::Add>(width_, work.weights, width_, w.dz, units, work.dx + first * width_, NR,
+                                               nullptr, ahead);
+      else
+        product<M, NV, Along::Rows, Into::Fresh>(width_, work.weights, width_, w.dz, units, work.dx + first * width_, NR,
+                                                 nullptr, ahead);
+    });
+    if (work.partial) store_sums(work.partial);
+  }
+
+  // x of a block's first layer: the stream, in strips.
+  void operand_from_stream(const C* strips, MlpWeightOperands<M> to) {
+    for_panels<L>(rows_, [&](auto nv, ptrdiff_t first) {
+      constexpr int NV = nv.value;
+      for (ptrdiff_t f = 0; f < width_; ++f) {
+        V y[NV];
+        for (int v = 0; v < NV; ++v) y[v] = load<V>(strip_row(strips, first + v * L, width_) + f * kStrip);
+        store_elements<NV>(f, y);
+      }
+      store_operand<NV>(to.x, first);
+    });
+  }
+
+  // x of another layer, from xhat of the one below it, `below`.
+  template <Activation A>
+  void operand_from_normalised(int64_t below, const T* normalised, MlpWeightOperands<M> to) {
+    const LayerVectors<C> vectors(a, group_, below, w.vectors);
+    for_panels<L>(rows_, [&](auto nv, ptrdiff_t first) {
+      constexpr int NV = nv.value;
+      for (ptrdiff_t f = 0; f < width_; ++f) {
+        V y[NV];
+        for (int v = 0; v < NV; ++v)
+          y[v] = load_as<C, L>(strip_row(normalised, first + v * L, width_) + f * kStrip) * vectors.gamma[f] +
+                 vectors.beta[f];
+        activate<A, C, L>(y);
+        store_elements<NV>(f, y);
+      }
+      store_operand<NV>(to.x, first);
+    });
+  }
+
+ private:
+  C* sums_of(int which, ptrdiff_t f) const { return w.sums + (which * round_up(width_, L) + f) * L; }
+
+  template <int NV>
+  static NSK_INLINE V add_up(const V (&x)[NV]) {
+    V sum = x[0];
+#pragma GCC unroll 4
+    for (int v = 1; v < NV; ++v) sum += x[v];
+    return sum;
+  }
+  static NSK_INLINE void accumulate(C* to, V x) { store(to, load<V>(to) + x); }
+
+  template <int NV>
+  NSK_INLINE void store_elements(ptrdiff_t f, const V (&y)[NV]) {
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) store_as<C, L>(w.act + f * NV * L + v * L, y[v]);
+  }
+
+  // Where each vector of a panel begins in strips.
+  template <int NV>
+  NSK_INLINE void strip_offsets(ptrdiff_t first, ptrdiff_t (&at)[NV]) const {
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v)
+      at[v] = strip_row(static_cast<char*>(nullptr), first + v * L, width_) - static_cast<char*>(nullptr);
+  }
+
+  // da -> u in w.u, a in w.act, the sums of dbeta and dgamma, and mean(u) and mean(u xhat) of each lane.
+  template <Activation A, int NV>
+  [[gnu::noinline]] void through_activation(const Layer& work, const LayerVectors<C>& vectors, ptrdiff_t first,
+                                            V (&means)[2 * NV]) {
+    constexpr int NR = NV * L;
+    ptrdiff_t at[NV];
+    strip_offsets<NV>(first, at);
+    V c1[NV] = {}, c2[NV] = {};
+    const C* da = work.da + first * width_;
+    for (ptrdiff_t f = 0; f < width_; ++f) {
+      const C gamma = vectors.gamma[f], beta = vectors.beta[f];
+      V xhat[NV], y[NV], dy[NV];
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) {
+        xhat[v] = load_as<C, L>(work.normalised + at[v] + f * kStrip);
+        y[v] = xhat[v] * gamma + beta;
+      }
+      activate_with_slope<A, C, L>(y, dy);
+      if (work.above.x) store_elements<NV>(f, y);
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) dy[v] *= load<V>(da + f * NR + v * L);
+      if (work.partial) accumulate(sums_of(2, f), add_up<NV>(dy));
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) {
+        const V u = dy[v] * gamma;
+        c1[v] += u;
+        c2[v] += u * xhat[v];
+        store(w.u + f * NR + v * L, u);
+        dy[v] *= xhat[v];
+      }
+      if (work.partial) accumulate(sums_of(1, f), add_up<NV>(dy));
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) {
+      means[v] = c1[v] / C(width_);
+      means[NV + v] = c2[v] / C(width_);
+    }
+  }
+
+  // u -> dz, as the panel of the chain's product and as the operand of dW, and the sums of db.
+  template <int NV>
+  [[gnu::noinline]] void through_normalisation(const Layer& work, ptrdiff_t first, const V (&means)[2 * NV]) {
+    constexpr int NR = NV * L;
+    ptrdiff_t at[NV];
+    strip_offsets<NV>(first, at);
+    V scale[NV];
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) scale[v] = load<V>(work.rstd + first + v * L);
+    Element* const operand = reinterpret_cast<Element*>(work.own.dz);
+    const ptrdiff_t row = row0_ + first;
+    store_panel<M, NV>(w.dz, width_, [&](ptrdiff_t f, auto count, auto& dz) __attribute__((always_inline)) {
+      constexpr int N = decltype(count)::value;
+#pragma GCC unroll 2
+      for (int j = 0; j < N; ++j) {
+        V one[NV];
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) {
+          const V xhat = load_as<C, L>(work.normalised + at[v] + (f + j) * kStrip);
+          one[v] = (load<V>(w.u + (f + j) * NR + v * L) - means[v] - xhat * means[NV + v]) * scale[v];
+          dz[j * NV + v] = one[v];
+        }
+        if (operand)
+#pragma GCC unroll 4
+          for (int v = 0; v < NV; ++v) store_as<C, L>(operand + (f + j) * s.padded + row + v * L, one[v]);
+        if (work.partial) accumulate(sums_of(0, f + j), add_up<NV>(one));
+      }
+    });
+  }
+
+  // w.act, [feature][row], as rows of the dW operand x: panels of columns, [row][feature].
+  template <int NV>
+  [[gnu::noinline]] void store_operand(Unit* x, ptrdiff_t first) {
+    constexpr int NR = NV * L;
+    const ptrdiff_t row = row0_ + first;
+    for_panels<L>(round_up(width_, L), [&](auto columns, ptrdiff_t f) {
+      constexpr int NC = columns.value * L;
+      const Element* rows[NC];
+      for (int i = 0; i < NC; ++i) rows[i] = f + i < width_ ? w.act + (f + i) * NR : nullptr;
+      pack_transposed<M, columns.value>(x + (f * s.padded + row * NC) / M::pack, rows, NR);
+    });
+  }
+
+  // The sums' lanes added up, L features at a time.
+  void store_sums(C* partial) const {
+    for (int which = 0; which < 3; ++which)
+      for (ptrdiff_t f = 0; f < width_; f += L) {
+        V block[L];
+#pragma GCC unroll 16
+        for (int i = 0; i < L; ++i) block[i] = load<V>(sums_of(which, f + i));
+        transpose(block);
+        V sum = block[0];
+#pragma GCC unroll 16
+        for (int i = 1; i < L; ++i) sum += block[i];
+        store_up_to<C, L>(partial + which * width_ + f, sum, width_ - f);
+      }
+  }
+
+  const nsk_residual_mlp& a;
+  const MlpShape& s;
+  const int64_t group_;
+  const ptrdiff_t row0_, rows_, width_;
+  const Workspace w;
+};
+
+}  // namespace nsk::NSK_ISA
