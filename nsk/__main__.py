@@ -19,8 +19,10 @@ def report() -> str:
         lines.append(f"{name}: {'usable' if facts['usable'] else 'not usable'}")
         lines += [f"  because {reason}" for reason in facts["reasons"]]
         lines += [f"  {key}: {value}" for key, value in facts.items() if key not in ("usable", "reasons")]
-    q = torch.zeros(1, 1, 1, 64)
-    lines += ["", "A call on the CPU:", nsk.explain("gated_sdpa", q, q, q)]
+    q, x = torch.zeros(1, 1, 1, 64), torch.zeros(1, 64)
+    mlp = (x.expand(1, 64, 64), x, x, x)
+    lines += ["", "Calls on the CPU:", nsk.explain("gated_sdpa", q, q, q)]
+    lines += [nsk.explain("residual_mlp", x, *mlp, layers_per_block=1)]
     return "\n".join(lines)
 
 

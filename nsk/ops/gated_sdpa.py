@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
-
-import torch
 from torch import Tensor
 
 import nsk.ops.gated_sdpa_vmap  # noqa: F401  registers the rules of torch.func.vmap
-from nsk import dispatch
 from nsk.errors import UnsupportedInput
+from nsk.ops.arguments import asks_for_gradient, autocast, integer, number, with_true_flags
 from nsk.ops.gated_sdpa_autograd import GatedSdpaFunction
 from nsk.ops.gated_sdpa_library import forward_op, normalised
-from nsk.spec.gated_sdpa_check import refuse
+from nsk.spec.checks import refuse
+from nsk.spec.gated_sdpa import GatedSdpaCall
 
 _TENSORS = ("query", "key", "value", "gate", "attn_mask", "sink", "cu_seqlens_q", "cu_seqlens_k")
-_MANY = 2**62  # more than any sequence has
 _ALIGNMENTS = ("top_left", "bottom_right")
 
 
@@ -143,38 +140,18 @@ def gated_sdpa_varlen(
     return (out, lse) if return_lse else out
 
 
-def explain(op: str, *args, **kwargs) -> str:
-    """Which backend would serve this call, and every reason why another would not.
-
-    Args:
-        op: ``"gated_sdpa"`` or ``"gated_sdpa_varlen"``; the other arguments are those of the call.
-
-    Returns:
-        A text, a line per backend and reason.
-
-    Raises:
-        nsk.UnsupportedInput: an unknown op, or a call that no backend takes.
-
-    >>> import nsk, torch
-    >>> q = torch.randn(1, 2, 4, 8)
-    >>> print(nsk.explain("gated_sdpa", q, q, q))             # doctest: +ELLIPSIS
-    gated_sdpa (requested: auto)
-    ...
-    """
-    public = {f.__name__: f for f in (gated_sdpa, gated_sdpa_varlen)}.get(op)
-    if public is None:
-        refuse("op", repr(op), "'gated_sdpa' or 'gated_sdpa_varlen'")
-    bound = inspect.signature(public).bind(*args, **kwargs).arguments
-    bound.pop("return_lse", None)
-    arguments = [t.resolve_neg() if isinstance(t, Tensor) else t for t in _arguments(**bound)]  # as torch does for ops
-    return dispatch.explain("gated_sdpa", normalised(*arguments))
+def gated_sdpa_call(arguments: dict) -> GatedSdpaCall:
+    """The checked call that the op would make of a public function's arguments."""
+    arguments.pop("return_lse", None)
+    # Negation is resolved as torch does for ops.
+    return normalised(*(t.resolve_neg() if isinstance(t, Tensor) else t for t in _arguments(**arguments)))
 
 
 def _call(*args):
     """The op; under autograd only where some input asks for a gradient, which halves the cost of a small call."""
-    if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in args[:6]):
-        return GatedSdpaFunction.apply(*args)
-    return forward_op(*args)
+    tensors, options = with_true_flags(*args[:6]), args[6:]
+    function = GatedSdpaFunction.apply if asks_for_gradient(*tensors) else forward_op
+    return function(*tensors, *options)
 
 
 def _arguments(
@@ -189,40 +166,11 @@ def _arguments(
         if t is not None and t.is_nested:  # torch would say so in words of its own
             refuse(name, "a nested tensor", "a dense one; packed sequences go to gated_sdpa_varlen")
     lengths = (
-        -1 if n is None else _integer(name, n)
+        -1 if n is None else integer(name, n)
         for name, n in (("max_seqlen_q", max_seqlen_q), ("max_seqlen_k", max_seqlen_k))
     )
     options = _options(is_causal, causal_alignment, window, softcap, scale)
-    return *_autocast(query, key, value, gate), *tensors[4:], *lengths, *options
-
-
-def _autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The one place where autocast acts."""
-    device = tensors[0].device.type
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
-        return tensors
-    narrow = (torch.float32, torch.bfloat16, torch.float16)
-    if tensors[0].dtype not in narrow:
-        return tensors
-    to = torch.get_autocast_dtype(device)
-    return tuple(t.to(to) if t is not None and t.dtype in narrow else t for t in tensors)
-
-
-def _integer(name: str, n: object) -> int:
-    if isinstance(n, bool) or not isinstance(n, int | torch.SymInt):
-        refuse(name, repr(n), "an integer >= 0 or None")
-    if n < 0:
-        refuse(name, n, "an integer >= 0 or None")
-    return min(n, _MANY) if isinstance(n, int) else n
-
-
-def _number(name: str, x: object) -> float:
-    if isinstance(x, bool) or not isinstance(x, int | float | torch.SymInt | torch.SymFloat):
-        refuse(name, repr(x), "a number")
-    try:
-        return float(x)
-    except OverflowError:
-        refuse(name, "an integer beyond every float", "a number")
+    return *autocast(query, key, value, gate), *tensors[4:], *lengths, *options
 
 
 def _options(is_causal, causal_alignment, window, softcap, scale) -> tuple:
@@ -236,9 +184,9 @@ def _options(is_causal, causal_alignment, window, softcap, scale) -> tuple:
         if not isinstance(window, tuple | list) or len(window) != 2:
             refuse("window", repr(window), "(left, right), each an integer >= 0 or None, or None")
         left, right = window
-    left = -1 if left is None else _integer("window", left)
-    right = -1 if right is None else _integer("window", right)
+    left = -1 if left is None else integer("window", left)
+    right = -1 if right is None else integer("window", right)
     if scale is not None:
-        scale = _number("scale", scale)
-    softcap = _number("softcap", softcap)
+        scale = number("scale", scale)
+    softcap = number("softcap", softcap)
     return is_causal, causal_alignment == "bottom_right", left, right, softcap, scale

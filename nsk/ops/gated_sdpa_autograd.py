@@ -9,30 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nsk.ops.gated_sdpa_library import LIBRARY, backward_op, forward_op
+from nsk.ops.gated_sdpa_library import backward_op, forward_op
+from nsk.ops.library import LIBRARY
+from nsk.ops.second_derivative import first_derivatives
 
 _TENSORS = 6  # the leading arguments of the op that may have a gradient
-
-
-class _NoSecondDerivative(torch.autograd.Function):
-    """The identity on gradients; differentiating them again raises."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(t.view_as(t) for t in tensors[:count])
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx, *grads):
-        raise RuntimeError(
-            "nsk.gated_sdpa: the second derivative is not implemented; for double backward write the attention in "
-            "plain torch (nsk.reference.gated_sdpa is one way)"
-        )
 
 
 def _setup_context(ctx, inputs, output) -> None:
@@ -55,11 +36,7 @@ def _backward(ctx, grad_out: Tensor | None, grad_lse: Tensor | None, _) -> tuple
     if (grad_out is None and grad_lse is None) or not any(needs):
         return (None,) * _TENSORS + nothing
     grads = backward_op(grad_out, grad_lse, out, lse, served, *inputs, *ctx.options, needs)
-    if torch.is_grad_enabled():
-        differentiable = [t for t in (grad_out, grad_lse, *inputs[:_TENSORS]) if t is not None]
-        grads = _NoSecondDerivative.apply(len(grads), *grads, *differentiable)
-    remaining = iter(grads)
-    return tuple(next(remaining) if need else None for need in needs) + nothing
+    return first_derivatives("gated_sdpa", grads, needs, grad_out, grad_lse, *inputs[:_TENSORS]) + nothing
 
 
 class GatedSdpaFunction(torch.autograd.Function):

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from nsk.ops.gated_sdpa import _arguments
-from nsk.ops.gated_sdpa_library import LIBRARY, forward_op, normalised
+from nsk.ops.gated_sdpa_library import forward_op, normalised
+from nsk.ops.library import LIBRARY
 from nsk.spec.gated_sdpa import allocate_forward
 from nsk.spec.gated_sdpa_check import refuse
 

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from nsk import dispatch
+from nsk.ops.library import LIBRARY
 from nsk.spec import gated_sdpa as spec
 from nsk.spec.gated_sdpa import GatedSdpaCall
 from nsk.spec.gated_sdpa_check import check, check_backward
-
-LIBRARY = torch.library.Library("nsk", "DEF")
 
 _TENSORS = "Tensor query, Tensor key, Tensor value, Tensor? gate, Tensor? attn_mask, Tensor? sink"
 _OPTIONS = (

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from nsk.errors import UnsupportedInput
-from nsk.ops.gated_sdpa_library import LIBRARY, backward_op, forward_op
+from nsk.ops.gated_sdpa_library import backward_op, forward_op
+from nsk.ops.library import LIBRARY
 
 _ROWS = 4  # query, key, value, gate: batch first
 _TENSORS = 6

@@ -49,6 +49,10 @@ class GatedSdpaCall:
         return self.gate is not None and self.gate.ndim == self.query.ndim - 1
 
     @property
+    def device(self) -> torch.device:
+        return self.query.device
+
+    @property
     def accumulate(self) -> torch.dtype:
         """The type of lse, and of what is summed."""
         return torch.float64 if self.query.dtype == torch.float64 else torch.float32

@@ -15,7 +15,7 @@ import torch
 
 NAME = "cpu"
 
-_OPS = ("gated_sdpa",)
+_OPS = ("gated_sdpa", "residual_mlp")
 
 
 @functools.cache
@@ -59,8 +59,8 @@ def unsupported(op: str, call) -> list[str]:
     """Reasons against this very call; empty when the kernels serve it. The spec's own checks come before."""
     if op not in _OPS:
         return [f"has no kernel for {op}"]
-    if call.query.device.type != "cpu":
-        return [f"runs on the CPU, and query is on {call.query.device}"]
+    if call.device.type != "cpu":
+        return [f"runs on the CPU, and the inputs are on {call.device}"]
     return []
 
 
@@ -76,3 +76,17 @@ def gated_sdpa_backward(call, out, lse, grad_out, grad_lse, grads) -> None:
     from nsk.backends.cpu import gated_sdpa
 
     gated_sdpa.backward(call, out, lse, grad_out, grad_lse, grads)
+
+
+def residual_mlp_forward(call, y, kept) -> None:
+    """Writes ``y`` and what is to be kept, allocated by the spec."""
+    from nsk.backends.cpu import residual_mlp
+
+    residual_mlp.forward(call, y, kept)
+
+
+def residual_mlp_backward(call, kept, grad_y, grads) -> None:
+    """Fills every gradient of ``grads`` that is not ``None``."""
+    from nsk.backends.cpu import residual_mlp
+
+    residual_mlp.backward(call, kept, grad_y, grads)

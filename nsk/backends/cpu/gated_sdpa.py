@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from nsk import _native
+from nsk.backends.cpu.launch import pointer, raise_on
 from nsk.errors import UnsupportedInput
 
-_DTYPES = {getattr(torch, name): code for code, name in enumerate(_native.DTYPES)}
 _NO_MASK = (0, 0, 0, 0)
 
 
@@ -17,7 +17,7 @@ def _sequence(t, varlen: bool):
         return None
     s = t.stride()
     strides = (0, s[1], s[0], s[2] if len(s) == 3 else 0) if varlen else s if len(s) == 4 else (s[0], s[1], s[2], 0)
-    return t.data_ptr(), _DTYPES[t.dtype], strides
+    return pointer(t, strides)
 
 
 def _mask(t):
@@ -25,11 +25,11 @@ def _mask(t):
     if t is None:
         return None
     strides = tuple(0 if size == 1 else stride for size, stride in zip(t.shape, t.stride(), strict=True))
-    return t.data_ptr(), _DTYPES[t.dtype], (0,) * (4 - t.ndim) + strides
+    return pointer(t, (0,) * (4 - t.ndim) + strides)
 
 
 def _sink(t):
-    return None if t is None else (t.data_ptr(), _DTYPES[t.dtype], (0, t.stride(0), 0, 0))
+    return None if t is None else pointer(t, (0, t.stride(0), 0, 0))
 
 
 def _problem(call, out, lse):
@@ -74,10 +74,6 @@ def _problem(call, out, lse):
 
 
 def _raise_on(status: int, call) -> None:
-    if status == _native.OK:
-        return
-    if status == _native.OUT_OF_MEMORY:
-        raise MemoryError("gated_sdpa: out of memory for the kernel's scratch")
     for code, name, total in (
         (_native.BAD_CU_SEQLENS_Q, "cu_seqlens_q", call.query.shape[0]),
         (_native.BAD_CU_SEQLENS_K, "cu_seqlens_k", call.key.shape[0]),
@@ -89,7 +85,7 @@ def _raise_on(status: int, call) -> None:
                 f"{name}: got {shown}; expected offsets that start at 0, never decrease and end at {total}, "
                 "the number of packed rows"
             )
-    raise RuntimeError(f"gated_sdpa: the native core refused the call (status {status})")
+    raise_on(status, "gated_sdpa")
 
 
 def forward(call, out, lse) -> None:

@@ -7,7 +7,8 @@ from dataclasses import replace
 import torch
 
 from nsk.reference.gated_sdpa import gated_sdpa_reference
-from nsk.spec.gated_sdpa import INPUTS
+from nsk.reference.residual_mlp import residual_mlp_reference
+from nsk.spec import gated_sdpa, residual_mlp
 
 NAME = "eager"
 
@@ -40,12 +41,30 @@ def gated_sdpa_forward(call, out, lse) -> None:
 
 
 def gated_sdpa_backward(call, out, lse, grad_out, grad_lse, grads) -> None:
-    """Fills every gradient of ``grads`` that is not ``None``, by autograd through the reference run again."""
-    wanted = [name for name in INPUTS if getattr(grads, name) is not None]
+    """Fills every gradient of ``grads`` that is not ``None``."""
+    _differentiate(gated_sdpa_reference, call, gated_sdpa.INPUTS, (grad_out, grad_lse), grads)
+
+
+def residual_mlp_forward(call, y, kept) -> None:
+    """Writes ``y``, allocated by the spec. Nothing is kept: the backward starts from the inputs."""
+    with torch.no_grad():
+        y.copy_(residual_mlp_reference(call))
+    for t in kept.tensors():
+        t.zero_()
+
+
+def residual_mlp_backward(call, kept, grad_y, grads) -> None:
+    """Fills every gradient of ``grads`` that is not ``None``."""
+    _differentiate(lambda call: (residual_mlp_reference(call),), call, residual_mlp.INPUTS, (grad_y,), grads)
+
+
+def _differentiate(reference, call, inputs, gradients, grads) -> None:
+    """Fills ``grads`` by autograd through the reference run again. ``gradients`` are those of its results."""
+    wanted = [name for name in inputs if getattr(grads, name) is not None]
     leaves = {name: getattr(call, name).detach().requires_grad_() for name in wanted}
     with torch.enable_grad(), _autograd_recorded():
-        results = gated_sdpa_reference(replace(call, **leaves))
-    incoming = [(result, grad) for result, grad in zip(results, (grad_out, grad_lse), strict=True) if grad is not None]
+        results = reference(replace(call, **leaves))
+    incoming = [(result, grad) for result, grad in zip(results, gradients, strict=True) if grad is not None]
     incoming = [(result, grad) for result, grad in incoming if result.requires_grad]
     if not incoming:
         values = [torch.zeros_like(leaf) for leaf in leaves.values()]
