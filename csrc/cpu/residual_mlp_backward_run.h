@@ -120,6 +120,7 @@ class MlpBackwardRun {
       const auto kept = this->kept(group, l, row0);
       layer.l = l;
       layer.normalised = kept.normalised;
+      layer.below = l > (recompute_ ? first : 0) ? this->kept(group, l - 1, row0).normalised : nullptr;
       layer.rstd = kept.rstd;
       layer.da = l + 1 == end ? skip : inner;
       layer.dx = l == first ? skip : inner;

@@ -15,13 +15,19 @@
 namespace nsk::NSK_ISA {
 
 // The operands of one layer's dW = dz^T x, as `product` reads them.
-//   dz [width][padded rows] elements: the broadcast operand, its rows run along the batch
+//   dz [width][padded rows] elements: the broadcast operand, its rows run along the batch, an odd number of cache lines
+//      apart, so that a column of them does not fall into a few sets of the cache
 //   x  panels of columns, each [padded rows / pack][columns] units
 template <class M>
 struct MlpWeightOperands {
   typename M::Unit *dz, *x;
 
-  static ptrdiff_t dz_units(const MlpShape& s) { return s.width * s.padded / M::pack; }
+  // In units.
+  static ptrdiff_t dz_stride(const MlpShape& s) {
+    constexpr ptrdiff_t kLine = 64 / sizeof(typename M::Unit);
+    return (ceil_div(s.padded / M::pack, kLine) | 1) * kLine;
+  }
+  static ptrdiff_t dz_units(const MlpShape& s) { return s.width * dz_stride(s); }
   static ptrdiff_t x_units(const MlpShape& s) { return round_up(s.width, M::L) * s.padded / M::pack; }
 };
 
@@ -54,6 +60,7 @@ class MlpChainTile {
   struct Layer {
     int64_t l;
     const T* normalised;  // strips
+    const T* below;       // those of the layer below, to ask for meanwhile; null: there is none
     const C* rstd;
     const C* da;         // panels
     C* dx;               // panels; null: nobody asks
@@ -194,15 +201,21 @@ class MlpChainTile {
     constexpr int NR = NV * L;
     ptrdiff_t at[NV];
     strip_offsets<NV>(first, at);
+    // What the next panel will read, of this layer or of the one below.
+    const bool last = first + NR >= rows_;
+    const T* const coming = last ? work.below : work.normalised + at[0] + NR * width_;
     V scale[NV];
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) scale[v] = load<V>(work.rstd + first + v * L);
-    Element* const operand = reinterpret_cast<Element*>(work.own.dz);
-    const ptrdiff_t row = row0_ + first;
+    Element* const operand = work.own.dz ? reinterpret_cast<Element*>(work.own.dz) + row0_ + first : nullptr;
+    const ptrdiff_t stride = MlpWeightOperands<M>::dz_stride(s) * M::pack;
     store_panel<M, NV>(w.dz, width_, [&](ptrdiff_t f, auto count, auto& dz) __attribute__((always_inline)) {
       constexpr int N = decltype(count)::value;
 #pragma GCC unroll 2
       for (int j = 0; j < N; ++j) {
+        if (coming)
+#pragma GCC unroll 4
+          for (int v = 0; v < NV; ++v) __builtin_prefetch(coming + at[v] - at[0] + (f + j) * kStrip, 0, 2);
         V one[NV];
 #pragma GCC unroll 4
         for (int v = 0; v < NV; ++v) {
@@ -212,7 +225,7 @@ class MlpChainTile {
         }
         if (operand)
 #pragma GCC unroll 4
-          for (int v = 0; v < NV; ++v) store_as<C, L>(operand + (f + j) * s.padded + row + v * L, one[v]);
+          for (int v = 0; v < NV; ++v) store_as<C, L>(operand + (f + j) * stride + v * L, one[v]);
         if (work.partial) accumulate(sums_of(0, f + j), add_up<NV>(one));
       }
     });

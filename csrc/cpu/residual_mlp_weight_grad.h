@@ -15,7 +15,7 @@ class MlpWeightGrad {
   static constexpr int L = kLanes<C>;
   using M = Math<C, E, L>;
   static constexpr ptrdiff_t kRowsAtOnce = 512;  // of the batch: a panel of x then stays in the core's cache
-  static constexpr ptrdiff_t kOut = 256;         // rows of dW in one unit of work
+  static constexpr ptrdiff_t kOut = 64;          // rows of dW in one unit of work: small, so that threads end together
 
  public:
   static size_t scratch_bytes() { return size_t(kOut) * kWidePanel * L * sizeof(C); }
@@ -44,13 +44,12 @@ class MlpWeightGrad {
     constexpr bool kSame = std::is_same_v<T, C>;
     const bool in_place = kSame && first + NR <= s.width;
     C* const c = in_place ? reinterpret_cast<C*>(grad + first) : scratch;
-    const ptrdiff_t ldc = in_place ? s.width : NR, stride = s.padded / M::pack;
-    const auto* x = from.x + first * stride;
+    const ptrdiff_t ldc = in_place ? s.width : NR, stride = MlpWeightOperands<M>::dz_stride(s);
+    const auto* x = from.x + first * s.padded / M::pack;
     const auto* dz = from.dz + out * stride;
     for (ptrdiff_t row = 0; row < s.padded; row += kRowsAtOnce) {
       const ptrdiff_t rows = s.padded - row < kRowsAtOnce ? s.padded - row : kRowsAtOnce, k = rows / M::pack;
-      const ptrdiff_t step = rows == s.padded ? ptrdiff_t(R * sizeof(*dz)) : 0;
-      const Ahead<1> ahead{reinterpret_cast<const char*>(dz + row / M::pack + R * stride), step};
+      const Ahead<1> ahead{reinterpret_cast<const char*>(dz + row / M::pack + R * stride), ptrdiff_t(R * sizeof(*dz))};
       const auto* b = x + row / M::pack * NR;
       if (row == 0)
         product<M, NV, Along::K, Into::Fresh>(outs, dz, stride, b, k, c, ldc, nullptr, ahead);
