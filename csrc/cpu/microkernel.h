@@ -103,6 +103,12 @@ struct Ahead {
 };
 struct NothingAhead {};
 
+// What stands `bytes` behind each element of the broadcast operand's first row or column: where it is read with a stride,
+// as the columns of a matrix are, the cache line that a later register tile will read.
+struct Beside {
+  ptrdiff_t bytes;
+};
+
 // Rows of memory to ask for while products run, a few lines before each register tile: for products that do more than
 // they read, whose next operands should not keep them waiting either.
 class Upcoming {
@@ -166,7 +172,10 @@ template <class M, int R, int NV, Along A, Into I, class P>
 #endif
     }
     b += ldb;
-    if constexpr (!std::is_same_v<P, NothingAhead>) ahead.ask();
+    if constexpr (std::is_same_v<P, Beside>)
+      __builtin_prefetch(reinterpret_cast<const char*>(a + i * (A == Along::K ? 1 : stride)) + ahead.bytes, 0, 2);
+    else if constexpr (!std::is_same_v<P, NothingAhead>)
+      ahead.ask();
 #pragma GCC unroll 32
     for (int r = 0; r < R; ++r) {
       const typename M::Unit x = A == Along::K ? a[r * stride + i] : a[i * stride + r];
@@ -220,7 +229,7 @@ void tail(ptrdiff_t rows, const typename M::Unit* a, ptrdiff_t stride, const typ
 }
 
 // All rows of one panel. `stride`, `ldb`, `k` and the pointers a, b count units; `ldb` is from one step of the panel to
-// the next. `ahead`: Ahead, Upcoming* or nothing.
+// the next. `ahead`: Ahead, Beside, Upcoming* or nothing.
 template <class M, int NV, Along A, Into I, class P = NothingAhead>
 void product(ptrdiff_t rows, const typename M::Unit* a, ptrdiff_t stride, const typename M::Unit* b, ptrdiff_t k,
              typename M::C* c, ptrdiff_t ldc, typename M::C* lanes = nullptr, P ahead = {},

@@ -127,7 +127,6 @@ class MlpBackwardRun {
       if (l == 0 && !b.grad_x.data) layer.dx = nullptr;
       layer.add = l == first;
       layer.weights = weights(group, l);
-      layer.next = weights(group, l > 0 ? l - 1 : l);
       layer.own = operands(group, l);
       if (l + 1 < hi) layer.above = operands(group, l + 1);
       if (wants_vectors_) layer.partial = shares(group, l) + tile * 3 * s.width;

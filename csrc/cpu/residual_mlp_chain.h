@@ -66,7 +66,6 @@ class MlpChainTile {
     C* dx;               // panels; null: nobody asks
     bool add;            // dx is added to what is there
     const Unit* weights; // [out units][in]
-    const Unit* next;    // weights to ask for meanwhile
     MlpWeightOperands<M> own, above;  // dz of this layer and x of the one above; null: nobody asks
     C* partial;          // [3][width]: this tile's share of db, dgamma, dbeta; null: nobody asks
   };
@@ -86,8 +85,7 @@ class MlpChainTile {
       if (work.above.x) store_operand<NV>(work.above.x, first);
       through_normalisation<NV>(work, first, means);
       if (!work.dx) return;
-      constexpr int R = kTileRows<NV>;
-      const Ahead<1> ahead{reinterpret_cast<const char*>(work.next), ptrdiff_t(R * sizeof(Unit))};
+      const Beside ahead{64};
       const ptrdiff_t units = ceil_div(width_, M::pack);
       if (work.add)
         product<M, NV, Along::Rows, Into::Add>(width_, work.weights, width_, w.dz, units, work.dx + first * width_, NR,
