@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -12,14 +13,19 @@ from tqdm import tqdm
 
 from benchmarks import machine, measure, memory, report, roofs, suite, table, threads, workload
 
-THREAD_CASES = 4  # the first of the list, which have targets
+THREAD_CASES = 4  # of each op the first, which have targets
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser("python -m benchmarks", description="What nsk reaches here, next to its peers.")
     p.add_argument("--quick", action="store_true", help="a selection of the cases, within two minutes")
-    p.add_argument("--only", action="append", metavar="TEXT", help="cases whose name contains TEXT; may be repeated")
+    p.add_argument(
+        "--only",
+        action="append",
+        metavar="TEXT",
+        help="cases whose op is TEXT or whose name contains it; may be repeated",
+    )
     p.add_argument("--list", action="store_true", help="print the names of the cases and stop")
     p.add_argument("--threads", type=int, metavar="N", help="threads of nsk and torch (default: torch's own choice)")
     p.add_argument("--seconds", type=float, default=4.0, metavar="S", help="time to measure a case (default: 4)")
@@ -32,8 +38,20 @@ def chosen(args: argparse.Namespace) -> list[workload.Case]:
     """The cases that the command line asks for."""
     cases = workload.all_cases()
     if args.only:
-        return [case for case in cases if any(text in case.name for text in args.only)]
-    return [case for case in cases if case.quick or not args.quick]
+        return [case for case in cases if any(text == case.op or text in case.name for text in args.only)]
+    return _in_turn([case for case in cases if case.quick]) if args.quick else cases
+
+
+def _in_turn(cases: list[workload.Case]) -> list[workload.Case]:
+    """A case of each op in turn: where time runs out, every op has had its first."""
+    by_op = ([case for case in cases if case.op == op] for op in workload.OPS)
+    return [case for turn in itertools.zip_longest(*by_op) for case in turn if case]
+
+
+def scaling(cases: list[workload.Case]) -> list[workload.Case]:
+    """The cases whose use of many threads is compared with that of one."""
+    aimed = [case for case in cases if case.target and case.dtype == "float32"]
+    return [case for op in workload.OPS for case in [c for c in aimed if c.op == op][:THREAD_CASES]]
 
 
 def main(argv: list[str]) -> int:
@@ -61,17 +79,18 @@ def main(argv: list[str]) -> int:
             run["roofs"] = roof.as_json()
             _save(args.json, run)  # a long run that is cut short leaves what it found
             bar.update()
+    run["rows"].sort(key=lambda row: workload.OPS.index(row["op"]))
     for row in run["rows"]:
         suite.finish(row, roof)
     if count > 1 and not args.quick and not args.only:
-        scaling = [case for case in cases if case.target and case.dtype == "float32"][:THREAD_CASES]
-        turns = tqdm(scaling, "threads", unit="case", disable=None)
+        turns = tqdm(scaling(cases), "threads", unit="case", disable=None)
         run["threads"] = [threads.efficiency(case, plan.effort, count) for case in turns]
 
-    print(
-        "", table.text(run["rows"]), table.LEGEND, "", table.roofs_text(run["roofs"], count), *roofs.notes(), sep="\n"
-    )
-    print(*filter(None, (table.absent_text(run["rows"]), table.threads_text(run["threads"]))), sep="\n")
+    print("", table.text(run["rows"]), table.legend(run["rows"]), sep="\n")
+    print("", table.roofs_text(run["roofs"], count), *roofs.notes(), sep="\n")
+    for more in (table.kept_text(run["rows"]), table.absent_text(run["rows"]), table.threads_text(run["threads"])):
+        if more:
+            print(more)
     _save(args.json, run)
     if args.report:
         print("wrote", *report.write(args.report, run))

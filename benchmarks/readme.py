@@ -1,89 +1,36 @@
-"""Writes what README.md generates and never types: ``python -m benchmarks.readme [results.json]``.
+"""Writes what README.md generates and never types: ``python -m benchmarks.readme``.
 
 The support matrix is made by trying: each feature is called, forward and backward, on each backend. The numbers are
-those of a run of the suite (``python -m benchmarks --json FILE``), kept beside this file.
+those of runs of the suite, kept in ``results/``, a run for each op: ``python -m benchmarks --only OP --json
+benchmarks/results/OP.json``.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 import nsk
-from benchmarks import machine
-from benchmarks.table import PEERS
-from benchmarks.workload import OURS
+from benchmarks import machine, table, workload
+from benchmarks.workload import OPS, OURS
 
 README = Path(__file__).parent.parent / "README.md"
-RESULTS = Path(__file__).parent / "results.json"
+RESULTS = Path(__file__).parent / "results"
 BACKENDS = ("cpu", "eager", "triton", "cuda")
-
-
-def _dense(dtype=torch.float32, d=16, dv=None, hkv=2, sk=24, **options) -> Callable[[], torch.Tensor]:
-    """A call of 4 heads and 24 queries; ``gate`` and the masks of ``options`` are made from their names."""
-
-    def leaf(*shape: int) -> torch.Tensor:
-        return torch.randn(shape).to(dtype).requires_grad_()
-
-    def call() -> torch.Tensor:
-        made = dict(options)
-        gate = made.pop("gate", None)
-        if gate is not None:
-            gate = leaf(1, 4, 24, dv or d) if gate == "elementwise" else leaf(1, 4, 24)
-        if made.get("attn_mask") == "bool":
-            made["attn_mask"] = torch.rand(1, 4, 24, sk) < 0.8
-        elif made.get("attn_mask") == "float":
-            made["attn_mask"] = leaf(4, 24, sk)
-        if made.get("sink"):
-            made["sink"] = leaf(4)
-        return nsk.gated_sdpa(leaf(1, 4, 24, d), leaf(1, hkv, sk, d), leaf(1, hkv, sk, dv or d), gate, **made)
-
-    return call
-
-
-def _packed() -> torch.Tensor:
-    q, k, v = (torch.randn(24, 4, 16, requires_grad=True) for _ in range(3))
-    cu = torch.tensor([0, 5, 5, 24], dtype=torch.int32)
-    return nsk.gated_sdpa_varlen(q, k, v, cu_seqlens_q=cu, cu_seqlens_k=cu, is_causal=True)
-
-
-def _lse() -> torch.Tensor:
-    return _dense(return_lse=True)()[1]
-
-
-FEATURES: dict[str, Callable[[], torch.Tensor]] = {
-    "float32": _dense(torch.float32, gate="elementwise"),
-    "bfloat16": _dense(torch.bfloat16, gate="elementwise"),
-    "float16": _dense(torch.float16, gate="elementwise"),
-    "float64": _dense(torch.float64, gate="elementwise"),
-    "elementwise, headwise, no gate": lambda: sum(_dense(gate=g)().sum() for g in ("elementwise", "headwise", None)),
-    "head dimensions 1 to 512, Dv apart": lambda: _dense(d=512, dv=1)().sum() + _dense(d=1, dv=67)().sum(),
-    "GQA, MQA": lambda: _dense(hkv=2)() + _dense(hkv=1)(),
-    "causal, top left and bottom right": lambda: (
-        _dense(is_causal=True)() + _dense(sk=30, is_causal=True, causal_alignment="bottom_right")()
-    ),
-    "window": _dense(window=(5, 2)),
-    "softcap": _dense(softcap=3.0),
-    "boolean mask": _dense(attn_mask="bool"),
-    "additive mask and its gradient": _dense(attn_mask="float"),
-    "attention sink": _dense(sink=True),
-    "differentiable logsumexp": _lse,
-    "packed sequences": _packed,
-    "decode (1 query, many keys)": _dense(sk=2000, hkv=1),
-}
 
 
 def support() -> str:
     """The matrix, as Markdown."""
     names = [name for name in BACKENDS if name in nsk.backends()]
     lines = ["| forward and backward | " + " | ".join(names) + " |", "|---|" + ":-:|" * len(names)]
-    for feature, call in FEATURES.items():
-        lines.append(f"| {feature} | " + " | ".join(_works(name, call) for name in names) + " |")
+    for op in OPS:
+        lines.append(f"| **`nsk.{op}`** |" + " |" * len(names))
+        for feature, call in workload.module(op).FEATURES.items():
+            lines.append(f"| {feature} | " + " | ".join(_works(name, call) for name in names) + " |")
     return "\n".join(lines)
 
 
@@ -96,31 +43,83 @@ def _works(backend: str, call: Callable[[], torch.Tensor]) -> str:
     return "yes"
 
 
-def numbers(run: dict) -> str:
-    """The rows that have an aim, and the run's own circumstances, as Markdown."""
-    head = ["case", "time", "of the roof", "aim", *(f"vs {peer}" for peer in PEERS)]
-    lines = ["| " + " | ".join(head) + " |", "|---|" + "--:|" * (len(head) - 1)]
-    for row in run["rows"]:
-        if row["status"] == "ok" and (row["target"] or row["bound"] == "memory" or row["dtype"] != "float32"):
-            lines.append("| " + " | ".join(_number_cells(row)) + " |")
-    roofs = "; ".join(f"{kind} {facts['best']:.1f} {facts['unit']}" for kind, facts in run["roofs"].items())
-    facts = run["machine"]
+def results() -> dict[str, dict]:
+    """The stored run of each op."""
+    return {op: json.loads((RESULTS / f"{op}.json").read_text()) for op in OPS}
+
+
+def all_numbers(runs: dict[str, dict]) -> str:
+    """Every op's numbers under its name, and how to read them."""
+    sections = [f"**`nsk.{op}`**\n\n{numbers(run)}\n" for op, run in runs.items()]
     return "\n".join(
         [
-            *lines,
-            "",
-            f"{machine.line(facts)}. Roofs of this run: {roofs}. `{facts['command']}`.",
+            *sections,
             "A fraction is the median over rounds, each against the roof measured in the same round; a ratio says how",
             "many times faster nsk was than the peer in the same round.",
         ]
     )
 
 
-def _number_cells(row: dict) -> list[str]:
+def numbers(run: dict) -> str:
+    """The rows that have an aim, a table for each op, and the run's own circumstances, as Markdown."""
+    rows = run["rows"]
+    tables = []
+    for op in table.ops(rows):
+        of_op = [row for row in rows if row["op"] == op]
+        title = [f"`nsk.{op}`", ""] if len(table.ops(rows)) > 1 else []
+        tables += [*title, *times(of_op), "", *_kept(of_op)]
+    roofs = "; ".join(f"{kind} {facts['best']:.1f} {facts['unit']}" for kind, facts in run["roofs"].items())
+    facts = run["machine"]
+    return "\n".join(
+        [
+            *tables,
+            f"{machine.line(facts)}. Roofs of this run: {roofs}. `{facts['command']}`.",
+        ]
+    )
+
+
+def times(rows: list[dict]) -> list[str]:
+    peers = table.peers(rows)
+    head = ["case", "time", "of the roof", "aim", *(f"vs {peer}" for peer in peers)]
+    lines = [_line(head), "|---|" + "--:|" * (len(head) - 1)]
+    return [*lines, *(_line(_time_cells(row, peers)) for row in rows if row["status"] == "ok" and _shown(row))]
+
+
+def _shown(row: dict) -> bool:
+    aims = row["target"] or row.get("faster") or row.get("shown")
+    return bool(aims or row["bound"] == "memory" or row["dtype"] != "float32")
+
+
+def _time_cells(row: dict, peers: list[str]) -> list[str]:
     aim = f"{row['target']:.0%}" if row["target"] else ""
     milliseconds = row["arms"][OURS]["median"] * 1e3
     cells = [f"`{row['name']}`", f"{milliseconds:.2f} ms", f"{row['roof']['fraction_in_round']:.0%}", aim]
-    return [*cells, *(f"{row['arms'][p]['speedup']:.2f}x" if p in row["arms"] else "" for p in PEERS)]
+    return [*cells, *(_ratio(row, peer) for peer in peers)]
+
+
+def _ratio(row: dict, peer: str) -> str:
+    if peer not in row["arms"]:
+        return ""
+    aim = table.aim_against(row, peer)
+    return f"{row['arms'][peer]['speedup']:.2f}x" + (f" (aim {aim:g}x)" if aim else "")
+
+
+def _kept(rows: list[dict]) -> list[str]:
+    """What a forward keeps for its backward, if that was counted."""
+    rows = [row for row in rows if row["status"] == "kept"]
+    if not rows:
+        return []
+    who = list(rows[0]["kept"])
+    lines = [_line(["kept for the backward", *who]), "|---|" + "--:|" * len(who)]
+    for row in rows:
+        aims = (f" (aim {row['keeps'][w] / 1e6:.0f})" if w in row["keeps"] else "" for w in who)
+        cells = [f"{row['kept'][w] / 1e6:.0f} MB{aim}" for w, aim in zip(who, aims, strict=True)]
+        lines.append(_line([f"`{row['name']}`", *cells]))
+    return [*lines, ""]
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
 
 
 def fill(text: str, section: str, content: str) -> str:
@@ -131,14 +130,12 @@ def fill(text: str, section: str, content: str) -> str:
     return pattern.sub(lambda found: found[1] + content + "\n" + found[2], text)
 
 
-def main(argv: list[str]) -> None:
-    """Rewrites README.md."""
-    run = json.loads(Path(argv[0] if argv else RESULTS).read_text())
-    text = README.read_text()
-    for section, content in (("support", support()), ("numbers", numbers(run))):
+def generated(text: str) -> str:
+    """``text`` with its generated sections as they should be."""
+    for section, content in (("support", support()), ("numbers", all_numbers(results()))):
         text = fill(text, section, content)
-    README.write_text(text)
+    return text
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    README.write_text(generated(README.read_text()))

@@ -5,11 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from benchmarks import machine, table
+from benchmarks import machine, table, workload
 from benchmarks.workload import BASELINE, OURS
 
-COLORS = {OURS: "#0b6e4f", BASELINE: "#8d99ae", "compiled": "#e09f3e", "flex": "#9e2a2b"}
-MODES = {"forward": "forward", "training": "forward + backward", "decode": "decode"}
+COLORS = {
+    OURS: "#0b6e4f",
+    f"{OURS} block": "#6fb98f",
+    BASELINE: "#8d99ae",
+    "compiled": "#e09f3e",
+    "flex": "#9e2a2b",
+    "jax": "#3d5a80",
+}
+UNITS = {"rate": "GFLOP/s", "time": "ms", "kept": "MB kept for the backward"}
 
 
 def write(folder: Path, run: dict) -> list[Path]:
@@ -19,12 +26,19 @@ def write(folder: Path, run: dict) -> list[Path]:
     matplotlib.use("Agg")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(run, indent=1) + "\n")
-    (folder / "table.txt").write_text(table.text(run["rows"]) + "\n\n" + table.LEGEND + "\n")
+    (folder / "table.txt").write_text(table.text(run["rows"]) + "\n\n" + table.legend(run["rows"]) + "\n")
     done = [row for row in run["rows"] if row["status"] == "ok"]
     title = machine.line(run["machine"])
     written = [folder / "results.json", folder / "table.txt"]
-    for name, draw in (("fraction_of_roof", _fractions), ("speedup", _speedups), ("scaling", _scaling)):
-        figure = draw(done)
+    kept = [row for row in run["rows"] if row["status"] == "kept"]
+    plots = {
+        "fraction_of_roof": _fractions(done),
+        "speedup": _speedups(done),
+        "scaling": _curves(done, "rate"),
+        "time": _curves(done, "time"),
+        "kept": _curves(kept, "kept"),
+    }
+    for name, figure in plots.items():
         if figure is None:
             continue
         figure.supxlabel(title, fontsize=6, color="#666666")  # the layout makes room for it
@@ -85,31 +99,50 @@ def _speedups(rows: list[dict]):
     return figure
 
 
-def _scaling(rows: list[dict]):
-    """The rate against the length of the sequences, a panel per series."""
+def _curves(rows: list[dict], what: str):
+    """The rate, the time or the memory kept against the size, a panel per series, in rows of three."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter
 
-    names = sorted({row["series"] for row in rows if row["series"]})
+    names = [name for name in dict.fromkeys(row["series"] for row in rows) if name]
     names = [name for name in names if sum(row["series"] == name for row in rows) > 1]
     if not names:
         return None
-    figure = Figure(figsize=(4.5 * len(names), 3.6), layout="constrained")
+    across = min(3, len(names))
+    down = -(-len(names) // across)
+    figure = Figure(figsize=(max(7, 4.5 * across), 3.6 * down), layout="constrained")
     for n, name in enumerate(names):
-        axes = figure.add_subplot(1, len(names), n + 1)
+        axes = figure.add_subplot(down, across, n + 1)
         points = sorted((row for row in rows if row["series"] == name), key=lambda row: row["size"])
-        for arm, color in COLORS.items():
-            known = [(row["size"], row["arms"][arm]["rate"]) for row in points if arm in row["arms"]]
+        for who, color in COLORS.items():
+            known = [(row["size"], value) for row in points if (value := _value(row, who, what)) is not None]
             if known:
-                axes.plot(*zip(*known, strict=True), marker="o", markersize=3, color=color, label=arm)
-        axes.axhline(points[0]["roof"]["best"], color="black", linestyle=":", linewidth=1, label="roof")
+                axes.plot(*zip(*known, strict=True), marker="o", markersize=3, color=color, label=who)
         axes.set_xscale("log", base=2)
         axes.set_xticks([row["size"] for row in points], [str(row["size"]) for row in points])
-        axes.minorticks_off()
-        axes.set_ylim(bottom=0)
+        if what == "rate":
+            axes.axhline(points[0]["roof"]["best"], color="black", linestyle=":", linewidth=1, label="roof")
+            axes.minorticks_off()
+            axes.set_ylim(bottom=0)
+        else:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(LogFormatter())  # plain numbers, between the powers of ten too where few fit
+            axes.yaxis.set_minor_formatter(LogFormatter())
+            for row in points:
+                for limit in row.get("keeps", {}).values():
+                    axes.plot(row["size"], limit / 1e6, marker="_", markersize=14, color="black", label="aim")
         axes.set_title(name, fontsize=8)
-        axes.set_xlabel("Sq = Sk")
-        axes.set_ylabel("GFLOP/s")
+        axes.set_xlabel(workload.module(points[0]["op"]).SIZE)
+        axes.set_ylabel(UNITS[what])
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(fontsize=7)
     return figure
+
+
+def _value(row: dict, who: str, what: str) -> float | None:
+    if what == "kept":
+        return row["kept"][who] / 1e6 if who in row["kept"] else None
+    if who not in row["arms"]:
+        return None
+    return row["arms"][who]["rate"] if what == "rate" else row["arms"][who]["median"] * 1e3

@@ -1,4 +1,7 @@
-"""Runs cases: warm up, gate, measure memory, time in turns; each becomes one row of facts."""
+"""Runs cases: warm up, gate, measure memory, time in turns; each becomes one row of facts.
+
+A row's status is "ok", "kept" (counted, not timed), "refused" (wrong) or "left out".
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 
 from benchmarks import measure, memory, roofs, workload
-from benchmarks.workload import OURS, Case, Verdict, Workload
+from benchmarks.workload import MEMORY, OURS, Case, Verdict, Workload
 
 SLOWER = 1.0  # a ratio to a peer below this is flagged
 
@@ -55,6 +58,9 @@ def run(cases: list[Case], plan: Plan, roof: roofs.Roofs, stage: Callable[[str],
 
 def run_case(case: Case, plan: Plan, roof: roofs.Roofs, stage: Callable[[str], None]) -> dict:
     """One row. Fractions of the roof come later, when the run's best roof is known."""
+    if case.mode == MEMORY:
+        stage("memory")
+        return _row(case, "kept", []) | {"kept": workload.module(case.op).kept(case), "keeps": case.keeps}
     stage("prepare")
     work = workload.module(case.op).prepare(case, plan.compiles(case))
     verdicts = _warm_up(work, stage)
@@ -138,6 +144,8 @@ def _row(case: Case, status: str, reasons: list[str]) -> dict:
         "bound": case.bound,
         "work": case.work,
         "target": target,
+        "faster": case.faster,
+        "shown": case.shown,
         "series": case.series,
         "size": case.size,
         "status": status,

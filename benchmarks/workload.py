@@ -1,6 +1,9 @@
 """What an op gives the suite: named cases, and for each the functions to time and a gate that checks them.
 
-An op is a module with ``cases() -> list[Case]`` and ``prepare(case, compiled) -> Workload``, listed in :data:`OPS`.
+An op is a module, listed in :data:`OPS`, with ``cases() -> list[Case]`` and ``prepare(case, compiled) -> Workload``;
+with ``kept(case) -> dict[str, int]`` if it has cases of mode "memory", the bytes that live from the forward to the
+backward, by who keeps them; and with what its numbers mean: ``USEFUL`` (work), ``SIZE`` (of a series), ``NOTE``,
+``FEATURES`` (calls that README.md's support matrix tries).
 """
 
 from __future__ import annotations
@@ -10,12 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-OPS = ("gated_sdpa",)
+OPS = ("gated_sdpa", "residual_mlp")
 
 OURS = "nsk"  # the arm that the others are compared with
 BASELINE = "eager"
 
 MODES = ("forward", "training", "decode")  # training: forward and backward
+MEMORY = "memory"  # a mode that is counted, not timed
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,9 @@ class Case:
     work: float  # useful FLOPs, or bytes read when ``bound`` is "memory"
     bound: str = "compute"
     target: float | None = None  # the fraction of the roof to reach
+    faster: dict[str, float] = field(default_factory=dict)  # how many times faster than which peer to be
+    keeps: dict[str, float] = field(default_factory=dict)  # mode "memory": bytes to stay below
+    shown: bool = False  # whether README.md shows it without any aim
     quick: bool = False
     quick_compiled: bool = False  # whether --quick affords this case its compiled peers
     series: str = ""  # cases of one series differ in ``size`` only, and make a curve

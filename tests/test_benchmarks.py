@@ -6,28 +6,21 @@ import json
 
 import pytest
 import torch
+from benchmarks_harness import run_tiny, short_probes
 
 from benchmarks import __main__ as suite_main
-from benchmarks import measure, readme, report, roofs, suite, table, workload
+from benchmarks import measure, readme, report, table, workload
 from benchmarks.gated_sdpa import peers
 from benchmarks.gated_sdpa.cases import Attention, make, useful_flops
 from benchmarks.workload import OURS, Verdict, Workload
 
 TINY = Attention(1, 4, 2, 24, 24, 16, causal=True)
-FAST = measure.Effort(seconds=0.01, slice_seconds=0.0, min_rounds=2, max_rounds=2)
 
 
 @pytest.fixture(autouse=True)
-def _short_probes(monkeypatch):
-    monkeypatch.setattr(roofs, "PROBE_SECONDS", 1e-3)
-    monkeypatch.setattr(roofs, "READ_BYTES", 1 << 20)
-    monkeypatch.setattr(peers, "COLD_BYTES", 1 << 20)
-
-
-def run_tiny(*cases) -> tuple[list[dict], roofs.Roofs]:
-    roof = roofs.Roofs(1)
-    plan = suite.Plan(1, FAST, quick=True)
-    return list(suite.run(list(cases), plan, roof, lambda _: None)), roof
+def _short_probes():
+    with short_probes():
+        yield
 
 
 @pytest.mark.parametrize("mode", workload.MODES)
@@ -115,6 +108,25 @@ def test_names_are_unique_and_quick_is_a_selection():
     assert 5 < len(quick) < 20
 
 
+def test_an_op_can_be_chosen_by_its_name():
+    for op in workload.OPS:
+        args = suite_main.parser().parse_args(["--only", op])
+        assert [case for case in suite_main.chosen(args) if case.op == op] == workload.module(op).cases()
+    args = suite_main.parser().parse_args(["--only", "residual_mlp"])
+    assert {case.op for case in suite_main.chosen(args)} == {"residual_mlp"}
+
+
+def test_quick_gives_every_op_its_turn():
+    cases = suite_main.chosen(suite_main.parser().parse_args(["--quick"]))
+    assert sorted(case.name for case in cases) == sorted(case.name for case in workload.all_cases() if case.quick)
+    assert [case.op for case in cases[: len(workload.OPS)]] == list(workload.OPS)
+
+
+def test_every_op_is_asked_how_it_uses_threads():
+    chosen = suite_main.scaling(workload.all_cases())
+    assert [case.op for case in chosen] == [op for op in workload.OPS for _ in range(suite_main.THREAD_CASES)]
+
+
 def test_command_line_writes_json_and_plots(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(workload, "all_cases", lambda: [make("forward", "fp32", TINY, quick=True)])
     before = torch.get_num_threads()
@@ -136,15 +148,13 @@ def test_command_line_writes_json_and_plots(tmp_path, capsys, monkeypatch):
     assert suite_main.main(["--only", "no such case"]) == 2
 
 
-def test_plots_of_a_whole_run(tmp_path):
-    run = json.loads(readme.RESULTS.read_text())
-    names = {path.name for path in report.write(tmp_path, run)}
-    assert {"fraction_of_roof.png", "speedup.png", "scaling.png"} <= names
+@pytest.mark.parametrize("op", workload.OPS)
+def test_plots_of_a_whole_run(op, tmp_path):
+    names = {path.name for path in report.write(tmp_path, readme.results()[op])}
+    assert {"fraction_of_roof.png", "speedup.png", "scaling.png", "time.png"} <= names
 
 
 def test_readme_is_generated():
     """``python -m benchmarks.readme`` would change nothing."""
     text = readme.README.read_text()
-    run = json.loads(readme.RESULTS.read_text())
-    assert readme.fill(text, "support", readme.support()) == text
-    assert readme.fill(text, "numbers", readme.numbers(run)) == text
+    assert readme.generated(text) == text

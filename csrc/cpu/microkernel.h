@@ -217,15 +217,25 @@ template <class M, int R, int NV, Along A, Into I, class P>
 template <int NV>
 inline constexpr int kTileRows = kVectorRegisters == 32 ? (NV == 1 ? 16 : 16 / NV) : (NV == 1 ? 12 : 12 / NV);
 
+// Fewer rows than a full tile has: the largest power of two first. A tile for every count would be faster by little and
+// take twice as long to compile.
 template <class M, int R, int NV, Along A, Into I, class P>
 void tail(ptrdiff_t rows, const typename M::Unit* a, ptrdiff_t stride, const typename M::Unit* b, ptrdiff_t k,
           typename M::C* c, ptrdiff_t ldc, typename M::C* lanes, P& ahead, ptrdiff_t ldb, const typename M::C* bias) {
-  if constexpr (R > 0) {
-    if (rows == R)
-      tile<M, R, NV, A, I>(a, stride, b, k, c, ldc, lanes, ahead, ldb, bias);
-    else
-      tail<M, R - 1, NV, A, I>(rows, a, stride, b, k, c, ldc, lanes, ahead, ldb, bias);
+  if (rows >= R) {
+    tile<M, R, NV, A, I>(a, stride, b, k, c, ldc, lanes, ahead, ldb, bias);
+    rows -= R;
+    a += R * (A == Along::K ? stride : 1);
+    c += R * ldc;
+    if constexpr (I == Into::BiasSum) bias += R;
   }
+  if constexpr (R > 1)
+    if (rows > 0) tail<M, R / 2, NV, A, I>(rows, a, stride, b, k, c, ldc, lanes, ahead, ldb, bias);
+}
+constexpr int power_of_two_below(int n) {
+  int p = 1;
+  while (2 * p < n) p *= 2;
+  return p;
 }
 
 // All rows of one panel. `stride`, `ldb`, `k` and the pointers a, b count units; `ldb` is from one step of the panel to
@@ -244,7 +254,8 @@ void product(ptrdiff_t rows, const typename M::Unit* a, ptrdiff_t stride, const 
     tile<M, R, NV, A, I>(a, stride, b, k, c, ldc, lanes, within, ldb, bias);
     if constexpr (I == Into::BiasSum) bias += R;
   }
-  tail<M, R - 1, NV, A, I>(rows, a, stride, b, k, c, ldc, lanes, within, ldb, bias);
+  if constexpr (R > 1)
+    if (rows > 0) tail<M, power_of_two_below(R), NV, A, I>(rows, a, stride, b, k, c, ldc, lanes, within, ldb, bias);
 }
 
 // c += ab for one panel of columns, of which the first `left` are wanted: where they fit half of it, the other half is

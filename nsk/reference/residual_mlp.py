@@ -25,12 +25,14 @@ def residual_mlp_reference(call: ResidualMlpCall) -> Tensor:
     """``y``, of x's shape and type; differentiable by autograd."""
     act, accumulate = _ACTIVATIONS[call.activation], call.accumulate
     h = call.x.to(accumulate)
+    # Unbound, since the gradient of an index is as large as all layers together.
+    weights = call.weight.unbind(-3)
+    # [W] -> [1, W], [G, W] -> [G, 1, W]: the same for all rows of a network
+    vectors = [p.unsqueeze(-2).unbind(-3) for p in (call.bias, call.ln_weight, call.ln_bias)]
     for first in range(0, call.depth, call.layers_per_block):
         t = h
         for layer in range(first, first + call.layers_per_block):
-            w = call.weight[..., layer, :, :]
-            # [W] -> [1, W], [G, W] -> [G, 1, W]: the same for all rows of a network
-            b, gain, shift = (p[..., layer, None, :] for p in (call.bias, call.ln_weight, call.ln_bias))
+            w, b, gain, shift = (p[layer] for p in (weights, *vectors))
             z = t.to(w.dtype) @ w.mT + b
             n = F.layer_norm(z.to(accumulate), (call.width,), eps=call.eps) * gain.to(accumulate) + shift.to(accumulate)
             t = act(n.to(z.dtype))
