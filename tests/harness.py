@@ -134,17 +134,26 @@ def plain_copy(inputs: Inputs, dtype: torch.dtype | None = None) -> Inputs:
     return Inputs(tensors, copy(inputs.grad_out), copy(inputs.grad_lse), inputs.needs)
 
 
-def baseline_and_oracle(run_reference: Callable[[Inputs], Results], inputs: Inputs) -> tuple[Results, Results]:
+def baseline_and_oracle(
+    run_reference: Callable[[Inputs], Results],
+    inputs: Inputs,
+    dtype: torch.dtype | None = None,
+    run_baseline: Callable[[Inputs, Results], Results] | None = None,
+) -> tuple[Results, Results]:
     """The reference in the inputs' own types, and in float64.
 
     For float64 inputs the two are one and say nothing about how far off an honest float64 result may be. There the
     baseline is the oracle plus the errors that the same call makes in float32, scaled down by the types' precision.
+    ``dtype`` is the call's type (``None``: the query's); ``run_baseline`` may choose the baseline in sight of the
+    oracle.
     """
+    run_baseline = run_baseline or (lambda inputs, _: run_reference(inputs))
     oracle = run_reference(plain_copy(inputs, torch.float64))
-    if inputs.tensors["query"].dtype != torch.float64:
-        return run_reference(plain_copy(inputs)), oracle
+    if (dtype or inputs.tensors["query"].dtype) != torch.float64:
+        return run_baseline(plain_copy(inputs), oracle), oracle
     single = plain_copy(inputs, torch.float32)
-    rounded, exact = run_reference(single), run_reference(plain_copy(single, torch.float64))
+    exact = run_reference(plain_copy(single, torch.float64))
+    rounded = run_baseline(single, exact)
     finer = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
     errors = {name: (rounded[name].double() - exact[name]) * finer for name in oracle}
     return {name: oracle[name] + errors[name].nan_to_num(0, 0, 0) for name in oracle}, oracle
