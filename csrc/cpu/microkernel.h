@@ -148,6 +148,8 @@ class Upcoming {
   int64_t lines_ = 0, tiles_ = 1;
 };
 
+inline constexpr ptrdiff_t kMostTerms = 128;  // units added up in registers, where there are many more
+
 template <class M, int R, int NV, Along A, Into I, class P>
 [[gnu::noinline]] void tile(const typename M::Unit* a, ptrdiff_t stride, const typename M::Unit* b, ptrdiff_t k,
                             typename M::C* c, ptrdiff_t ldc, typename M::C* lanes, P& ahead, ptrdiff_t ldb,
@@ -156,31 +158,50 @@ template <class M, int R, int NV, Along A, Into I, class P>
   using V = typename M::V;
   using B = typename M::UnitVec;
   constexpr int L = M::L;
+  // Where k is the width of a network it may be thousands of terms: c then takes them in portions.
+  constexpr bool kLong = I == Into::BiasSum || std::is_same_v<P, Beside>;
   // From 0 even where c is added to: a long sum grows by sums of k terms, not term by term, and loses less to rounding.
   V acc[R][NV];
 #pragma GCC unroll 32
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) acc[r][v] = V{};
-  for (ptrdiff_t i = 0; i < k; ++i) {
-    B panel[NV];
+  ptrdiff_t i = 0;
+  bool begun = false;
+  for (;;) {
+    const ptrdiff_t end = kLong && k - i > kMostTerms ? i + kMostTerms : k;
+    for (; i < end; ++i) {
+      B panel[NV];
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) {
-      panel[v] = load<B>(b + v * M::kStep);
+      for (int v = 0; v < NV; ++v) {
+        panel[v] = load<B>(b + v * M::kStep);
 #if defined(__AVX__)
-      asm("" : "+x"(panel[v]));  // one load into a register, not one in each multiplication
+        asm("" : "+x"(panel[v]));  // one load into a register, not one in each multiplication
 #endif
-    }
-    b += ldb;
-    if constexpr (std::is_same_v<P, Beside>)
-      __builtin_prefetch(reinterpret_cast<const char*>(a + i * (A == Along::K ? 1 : stride)) + ahead.bytes, 0, 2);
-    else if constexpr (!std::is_same_v<P, NothingAhead>)
-      ahead.ask();
+      }
+      b += ldb;
+      if constexpr (std::is_same_v<P, Beside>)
+        __builtin_prefetch(reinterpret_cast<const char*>(a + i * (A == Along::K ? 1 : stride)) + ahead.bytes, 0, 2);
+      else if constexpr (!std::is_same_v<P, NothingAhead>)
+        ahead.ask();
 #pragma GCC unroll 32
-    for (int r = 0; r < R; ++r) {
-      const typename M::Unit x = A == Along::K ? a[r * stride + i] : a[i * stride + r];
+      for (int r = 0; r < R; ++r) {
+        const typename M::Unit x = A == Along::K ? a[r * stride + i] : a[i * stride + r];
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) acc[r][v] = M::multiply_add(acc[r][v], panel[v], x);
+        for (int v = 0; v < NV; ++v) acc[r][v] = M::multiply_add(acc[r][v], panel[v], x);
+      }
+    }
+    if (i == k) break;
+    if constexpr (kLong) {
+#pragma GCC unroll 32
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) {
+          C* to = c + r * ldc + v * L;
+          store(to, begun || I == Into::Add ? load<V>(to) + acc[r][v] : acc[r][v]);
+          acc[r][v] = V{};
+        }
+      begun = true;
     }
   }
 #pragma GCC unroll 32
@@ -189,6 +210,8 @@ template <class M, int R, int NV, Along A, Into I, class P>
     for (int v = 0; v < NV; ++v) {
       C* to = c + r * ldc + v * L;
       if constexpr (I == Into::Add) acc[r][v] = load<V>(to) + acc[r][v];
+      if constexpr (kLong && I != Into::Add)
+        if (begun) acc[r][v] = load<V>(to) + acc[r][v];
       if constexpr (I == Into::Rescale) acc[r][v] = load<V>(to) * load<V>(lanes + v * L) + acc[r][v];
       if constexpr (I == Into::BiasSum) acc[r][v] += bias[r];
       store(to, acc[r][v]);

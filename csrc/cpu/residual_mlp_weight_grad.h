@@ -14,7 +14,7 @@ template <class T, class C, class E>
 class MlpWeightGrad {
   static constexpr int L = kLanes<C>;
   using M = Math<C, E, L>;
-  static constexpr ptrdiff_t kRowsAtOnce = 512;  // of the batch: a panel of x then stays in the core's cache
+  static constexpr ptrdiff_t kRowsAtOnce = 256;  // of the batch: a panel of x stays in the core's cache, and sums grow by sums
   static constexpr ptrdiff_t kOut = 64;          // rows of dW in one unit of work: small, so that threads end together
 
  public:
