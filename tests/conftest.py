@@ -16,6 +16,7 @@ ALLOWED_SKIPS = (
     r"needs Triton",
     r"needs os\.fork",
     r"needs /proc",
+    r"needs jax and flax",
 )
 
 

@@ -167,7 +167,8 @@ def flawed(case: Case, inputs: Inputs, flaw: str = "") -> Results:
 
     # Backward, from the blocks' inputs, the normalised values and rstd.
     grad = joined(case, inputs.grad_out).to(acc)
-    grads = {n: torch.zeros_like(grouped(case, tensors[n]), dtype=acc) for n in ("weight", "bias", "ln_weight", "ln_bias")}
+    names = ("weight", "bias", "ln_weight", "ln_bias")
+    grads = {n: torch.zeros_like(grouped(case, tensors[n]), dtype=acc) for n in names}
     width = case.width
     if flaw == "means over padding in dz":
         width = -(-width // 16) * 16

@@ -1,5 +1,5 @@
-"""Runs one case of ``residual_mlp`` through a backend, the same-type eager baseline and the float64 oracle, and compares
-the output and every gradient."""
+"""Runs one case of ``residual_mlp`` through a backend, the same-type eager baseline and the float64 oracle, and
+compares the output and every gradient."""
 
 from __future__ import annotations
 
@@ -106,9 +106,7 @@ def compare(
     for name in oracle:
         # Products are in the weight's type; the stream, and so y, need not be.
         inputs = None if name == "y" else case.dtype
-        reports[name] = within_budget(
-            results[name], baseline[name], oracle[name], inputs=inputs, terms=terms.get(name)
-        )
+        reports[name] = within_budget(results[name], baseline[name], oracle[name], inputs=inputs, terms=terms.get(name))
     return reports
 
 

@@ -28,9 +28,7 @@ def backend(request: pytest.FixtureRequest):
 
 def plain(**replaced) -> dict:
     """The arguments of a good call, but for those that a case replaces."""
-    good = dict(
-        x=normal(B, W), weight=normal(L, W, W), bias=normal(L, W), ln_weight=normal(L, W), ln_bias=normal(L, W)
-    )
+    good = dict(x=normal(B, W), weight=normal(L, W, W), bias=normal(L, W), ln_weight=normal(L, W), ln_bias=normal(L, W))
     return good | replaced
 
 
@@ -232,9 +230,7 @@ def test_legal_calls_are_explained(case: str):
 @pytest.mark.parametrize("case", LEGAL)
 def test_legal_calls_have_gradients(case: str, target: Target):
     """Each of its input's shape and type, and finite: nothing of the poison is left."""
-    arguments = {
-        name: t.detach().requires_grad_() if isinstance(t, Tensor) else t for name, t in LEGAL[case].items()
-    }
+    arguments = {name: t.detach().requires_grad_() if isinstance(t, Tensor) else t for name, t in LEGAL[case].items()}
     leaves = [t for t in arguments.values() if isinstance(t, Tensor)]
     with poisoned_allocations():
         grads = torch.autograd.grad(nsk.residual_mlp(**arguments).sum(), leaves)
