@@ -70,11 +70,11 @@ class ResidualMlpKept:
 
     With N blocks and ``S = ceil(B / 16)`` strips of 16 rows (G = 1 without groups), dense:
 
-    stream: ``[G, N, S, W, 16]``, what goes into each block, in the accumulate type.
-    normalised: ``[G, L, S, W, 16]``, ``(z - mean) / sqrt(var + eps)`` of each layer, in weight's type.
+    stream: ``[G, N, S * W * 16]``, what goes into each block, in the accumulate type.
+    normalised: ``[G, L, S * W * 16]``, ``(z - mean) / sqrt(var + eps)`` of each layer, in weight's type.
     rstd: ``[G, L, 16 S]``, ``1 / sqrt(var + eps)`` in the accumulate type; kept where ``normalised`` is.
 
-    Row b lies at ``[b // 16, :, b % 16]``. The contents belong to the backend that ran.
+    Of a matrix, seen as ``[S, W, 16]``, row b lies at ``[b // 16, :, b % 16]``. The contents belong to the backend that ran.
     """
 
     stream: Tensor
@@ -102,11 +102,12 @@ class ResidualMlpGrads:
 def kept_shapes(call: ResidualMlpCall, keep_stream: bool, keep_normalised: bool) -> dict[str, tuple[int, ...]]:
     """The shapes of what is kept, by its names in :class:`ResidualMlpKept`."""
     strips = (call.rows + STRIP - 1) // STRIP
-    tile = (strips, call.width, STRIP)
+    # One dimension, since a compiler treats sizes of 1 apart, and would make a graph for a single strip.
+    matrix = strips * call.width * STRIP
     blocks = call.depth // call.layers_per_block
     return {
-        "stream": (call.groups, blocks, *tile) if keep_stream else (0,),
-        "normalised": (call.groups, call.depth, *tile) if keep_normalised else (0,),
+        "stream": (call.groups, blocks, matrix) if keep_stream else (0,),
+        "normalised": (call.groups, call.depth, matrix) if keep_normalised else (0,),
         "rstd": (call.groups, call.depth, strips * STRIP) if keep_normalised else (0,),
     }
 
