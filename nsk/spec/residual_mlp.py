@@ -74,7 +74,8 @@ class ResidualMlpKept:
     normalised: ``[G, L, S * W * 16]``, ``(z - mean) / sqrt(var + eps)`` of each layer, in weight's type.
     rstd: ``[G, L, 16 S]``, ``1 / sqrt(var + eps)`` in the accumulate type; kept where ``normalised`` is.
 
-    Of a matrix, seen as ``[S, W, 16]``, row b lies at ``[b // 16, :, b % 16]``. The contents belong to the backend that ran.
+    Of a matrix, seen as ``[S, W, 16]``, row b lies at ``[b // 16, :, b % 16]``. The contents belong to the backend
+    that ran.
     """
 
     stream: Tensor
