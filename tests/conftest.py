@@ -56,6 +56,12 @@ def _same_thread_count() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def one_thread() -> None:
+    """For tests of many small calls, where a second thread costs more than it does; others test thread counts."""
+    torch.set_num_threads(1)
+
+
 def pytest_report_header() -> str:
     return "nsk targets: " + ", ".join(map(str, ALL))
 

@@ -15,6 +15,8 @@ from torch.nn import functional as F
 import nsk
 from nsk.nn import ResidualMLP, ResidualMLPStack, layers_from_stack, residual_mlp_from_flax, stack_from_layers
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FUNCTIONS = {"silu": F.silu, "relu": F.relu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh")}
 
 

@@ -11,7 +11,7 @@ from residual_mlp_cases import Case, make_inputs, random_case
 from residual_mlp_harness import call, compare, differentiate, expected, run, same
 
 CASES = [
-    *map(random_case, range(1000, 1024)),
+    *map(random_case, range(1000, 1014)),
     # Enough work for a split over strips of rows, over groups and over the layers' gradients.
     Case(seed=1, rows=(300,), width=64, blocks=3, layers_per_block=4),
     Case(seed=2, rows=(129,), width=130, blocks=1, layers_per_block=2, dtype=torch.bfloat16),
@@ -39,13 +39,13 @@ def test_same_bits_in_every_run(case: Case, count: int, kernels: Target):
     with threads(count):
         first = run(case, make_inputs(case))
         unrelated = []
-        for i in range(3):
+        for i in range(2):
             unrelated.append(torch.full((12_345 + 777 * i,), float(i)))  # other addresses, other alignments
             assert same(first, run(case, make_inputs(case)))
 
 
 @pytest.mark.parametrize("case", [*CASES, *CASES_BY_TYPE], ids=str)
-def test_both_checkpoints_give_the_same_bits(case: Case, target: Target):
+def test_both_checkpoints_give_the_same_bits(case: Case, kernels: Target):
     kept, computed_again = (replace(case, checkpoint=checkpoint) for checkpoint in ("none", "block"))
     for count in (1, 2):
         with threads(count):

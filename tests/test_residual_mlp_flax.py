@@ -12,6 +12,8 @@ from harness import Target
 
 import nsk
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 jax = pytest.importorskip("jax", reason="needs jax and flax")
 linen = pytest.importorskip("flax.linen", reason="needs jax and flax")

@@ -10,6 +10,8 @@ from residual_mlp_harness import call
 
 import nsk
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # eps tames the curvature: finite differences need a smooth function.
 TINY = dict(dtype=torch.float64, rows=(2,), width=3, blocks=2, layers_per_block=2, eps=0.1)
 # Crosses tiles of rows and of features.

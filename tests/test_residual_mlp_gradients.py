@@ -17,6 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import nsk
 from nsk.backends import get as backend_module
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 OPS = torch.ops.nsk
 CASE = Case(seed=7, rows=(21,), width=20, blocks=3)
 SUBSETS = [subset for n in range(1, 5) for subset in itertools.combinations(DIFFERENTIABLE, n)]

@@ -11,6 +11,8 @@ from harness import Results, Target
 from residual_mlp_cases import ACTIVATIONS, Case, make_inputs
 from residual_mlp_harness import call, run
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CASES = [
     Case(seed=30 + number, dtype=dtype, rows=(rows,), width=width, activation=activation, checkpoint=checkpoint)
     for number, (dtype, rows, width, activation, checkpoint) in enumerate(

@@ -6,10 +6,11 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import DTYPES
-from harness import threads
 from residual_mlp_cases import Case, make_inputs, random_case
 from residual_mlp_flawed import FLAWS, flawed, visible
 from residual_mlp_harness import compare, expected
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # Every option that a flaw may need is off unless the flaw asks for it, so nothing else can give it away.
 PLAIN = dict(rows=(13,), width=24, blocks=2, layers_per_block=3)
@@ -24,8 +25,7 @@ RANDOM = [case for case in map(random_case, range(800)) if small(case)][:80]
 
 def failures(case: Case, flaw: str = "") -> list[str]:
     """Names of the results that are out of budget."""
-    with threads(1):  # small tensors
-        results = flawed(case, make_inputs(case), flaw)
+    results = flawed(case, make_inputs(case), flaw)
     return [name for name, report in compare(case, results, *expected(case)).items() if not report.ok]
 
 

@@ -12,6 +12,8 @@ from harness import Results, Target
 from residual_mlp_cases import ACTIVATIONS, DIFFERENTIABLE, Case, make_inputs
 from residual_mlp_harness import compare, judge, run
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NAN, INF = math.nan, math.inf
 BAD = pytest.mark.parametrize("bad", [NAN, INF, -INF], ids=["nan", "inf", "-inf"])
 CHECKPOINTS = pytest.mark.parametrize("checkpoint", ["none", "block"])

@@ -17,6 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import nsk
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 OPS = torch.ops.nsk
 L, W = 4, 12
 NEEDS = ("11111", "10000", "01000", "00111", "00000")  # x, weight, bias, ln_weight, ln_bias

@@ -5,25 +5,19 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterator
 
 import pytest
 import torch
-from harness import Target, threads
+from harness import Target
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import nsk
 from nsk.nn import ResidualMLP
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 DEPTH, WIDTH, STEPS, BATCH = 64, 64, 200, 128
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Plain torch is faster so, on matrices of this size."""
-    with threads(1):
-        yield
 
 
 @functools.cache
@@ -94,10 +88,9 @@ def per_twenty(losses: list[float]) -> Tensor:
     return torch.tensor(losses).view(-1, 20).mean(1)
 
 
-@pytest.mark.parametrize("checkpoint", ["none", "block"])
-def test_training_follows_plain_torch(checkpoint: str, kernels: Target):
+def test_training_follows_plain_torch(kernels: Target):
     theirs, their_accuracy = plain_training()
-    model = new_model(checkpoint)
+    model = new_model()
     ours = train(model)
     # Adam divides by the gradient's own size: a rounding error becomes a step, and steps drift apart.
     assert ours[:5] == pytest.approx(theirs[:5], rel=1e-2)
@@ -126,7 +119,7 @@ def test_the_first_gradient_is_that_of_plain_torch(kernels: Target):
 def test_training_in_bfloat16_follows_plain_torch(kernels: Target):
     """Under autocast, as mixed precision is used: weights and their gradients stay float32."""
     theirs, their_accuracy = plain_training(half=True)
-    model = new_model()
+    model = new_model(checkpoint="block")
     ours = train(model, half=True)
     torch.testing.assert_close(per_twenty(ours)[:5], per_twenty(theirs)[:5], rtol=0.3, atol=0.05)
     assert per_twenty(ours)[5:].max() < 0.15

@@ -10,6 +10,8 @@ from torch import Tensor
 
 import nsk
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def loss(*tensors: Tensor) -> Tensor:
     return stack(*tensors).square().sum()

@@ -16,6 +16,8 @@ import nsk
 from nsk.reference.residual_mlp import residual_mlp_reference
 from nsk.spec.residual_mlp import ACTIVATIONS, ResidualMlpCall
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 G, B, L, W = 2, 5, 4, 8
 INF, NAN = math.inf, math.nan
 

@@ -34,13 +34,13 @@ NSK_INLINE void activate(Vec<C, L> (&y)[N]) {
   }
 }
 
-// y becomes act(y), slope its derivative.
+// y becomes act(y), and grad, of act(y), that of y. What relu stops is 0 whatever came, as in torch: not 0 * NaN.
 template <Activation A, class C, int L, int N>
-NSK_INLINE void activate_with_slope(Vec<C, L> (&y)[N], Vec<C, L> (&slope)[N]) {
+NSK_INLINE void activate_and_back(Vec<C, L> (&y)[N], Vec<C, L> (&grad)[N]) {
   if constexpr (A == Activation::Relu) {
 #pragma GCC unroll 16
     for (int i = 0; i < N; ++i) {
-      slope[i] = y[i] <= Vec<C, L>{} ? Vec<C, L>{} : splat<C, L>(C(1));
+      grad[i] = y[i] <= Vec<C, L>{} ? Vec<C, L>{} : grad[i];
       y[i] = max_keep<C, L>(Vec<C, L>{}, y[i]);
     }
   } else {
@@ -52,7 +52,7 @@ NSK_INLINE void activate_with_slope(Vec<C, L> (&y)[N], Vec<C, L> (&slope)[N]) {
       const Vec<C, L> value = y[i] * s[i];
       const Vec<C, L> du = A == Activation::Silu ? y[i]
                                                  : y[i] * (y[i] * y[i] * C(3 * kGeluSlope * kGeluCubic) + C(kGeluSlope));
-      slope[i] = s[i] * (du * (u[i] * s[i]) + C(1));
+      grad[i] *= s[i] * (du * (u[i] * s[i]) + C(1));
       y[i] = value;
     }
   }

@@ -170,11 +170,10 @@ class MlpChainTile {
       for (int v = 0; v < NV; ++v) {
         xhat[v] = load_as<C, L>(work.normalised + at[v] + f * kStrip);
         y[v] = xhat[v] * gamma + beta;
+        dy[v] = load<V>(da + f * NR + v * L);
       }
-      activate_with_slope<A, C, L>(y, dy);
+      activate_and_back<A, C, L>(y, dy);
       if (work.above.x) store_elements<NV>(f, y);
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) dy[v] *= load<V>(da + f * NR + v * L);
       if (work.partial) accumulate(sums_of(2, f), add_up<NV>(dy));
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) {

@@ -39,9 +39,13 @@ inline Case random_case() {
   c.depth = between(1, 9);
   do c.per_block = between(1, chance(0.8) ? 4 : 9);
   while (c.depth % c.per_block);
-  if (chance(0.05)) c.rows = between(500, 600), c.width = between(1, 24);             // sums over rows come in pieces
-  if (chance(0.05)) c.rows = between(1, 20), c.width = between(180, 300), c.depth = c.per_block = 2;  // so do weights
   c.dtypes[Weight] = pick({NSK_F32, NSK_F64, NSK_BF16, NSK_F16});
+  if (chance(0.05)) c.rows = between(500, 600), c.width = between(1, 24);  // sums over rows come in pieces
+  if (chance(0.1)) {  // so do weights that are not read in place
+    c.rows = between(1, 20), c.width = chance(0.3) ? between(180, 300) : 2 * between(90, 150);
+    c.depth = c.per_block = 2;
+    if (chance(0.5)) c.dtypes[Weight] = NSK_BF16;
+  }
   for (int which : {X, Bias, Gamma, Beta}) c.dtypes[which] = chance(0.6) ? c.dtype() : int(NSK_F32);
   c.activation = pick({NSK_SILU, NSK_RELU, NSK_GELU_TANH}), c.threads = int(between(1, 4));
   c.eps = chance(0.7) ? 1e-6 : chance(0.5) ? 1e-3 : 0.5;
@@ -53,7 +57,7 @@ inline Case random_case() {
 }
 
 // An argument [group, layer, row, column], of which dimensions of size 1 broadcast. Behind each row (gap = 3) or each
-// matrix of rows (gap = 2) there may be others' elements, and one in front of the first: NaN, as all that is not written.
+// matrix of rows (gap = 2) there may be others' elements, and one in front of the first: NaN, as all that was not set.
 struct Argument {
   using Size = std::array<int64_t, 4>;
   Size n;
@@ -109,7 +113,7 @@ struct Inputs {
   std::vector<Argument> of;  // as Parameter
   Argument grad_y;
 
-  static int gap(int dimension) { return chance(0.3) ? dimension : 0; }
+  static int gap(int dimension) { return chance(0.5) ? dimension : 0; }
   static int64_t shared(int64_t n, double p) { return chance(p) ? 1 : n; }
 
   explicit Inputs(const Case& c) : grad_y(c.dtypes[X], {c.groups, 1, shared(c.rows, 0.05), c.width}, gap(3)) {
@@ -127,7 +131,9 @@ struct Inputs {
 
   // The network of one group; `compute`, `operand`: the unit roundoffs of what its kernels do.
   definition::Network network(const Case& c, int64_t group, double compute, double operand) const {
-    definition::Network net{size_t(c.width), size_t(c.depth), size_t(c.per_block), c.activation, c.eps, compute, operand, {}, {}, {}, {}};
+    definition::Network net{};
+    net.width = size_t(c.width), net.depth = size_t(c.depth), net.per_block = size_t(c.per_block);
+    net.activation = c.activation, net.eps = c.eps, net.compute = compute, net.operand = operand;
     for (int64_t l = 0; l < c.depth; ++l)
       for (int64_t o = 0; o < c.width; ++o) {
         for (int64_t i = 0; i < c.width; ++i) net.weight.push_back(of[Weight](group, l, o, i));

@@ -78,7 +78,9 @@ struct Network {
     for (size_t o = 0; o < n; ++o) {
       const double g = gamma[l * n + o], b = beta[l * n + o], scaled = xhat.x[o] * g;
       // The mean of a single feature is that feature, exactly.
-      xhat.variance[o] = n == 1 ? 0 : square(kept.rstd) * (off[o] + mean_off) + square(xhat.x[o]) * (spread_off + summed(1));
+      if (n > 1)
+        xhat.variance[o] =
+            square(kept.rstd) * (off[o] + mean_off) + square(xhat.x[o]) * (spread_off + summed(1));
       t.x[o] = activate(activation, scaled + b).value;
       // No activation is steeper than the root of 1.3.
       t.variance[o] = 1.3 * (square(g) * xhat.variance[o] + (square(scaled) + square(b)) * summed(1)) +
@@ -148,7 +150,7 @@ inline void backward(const Network& net, const std::vector<Kept>& kept, const st
         input.x[i] = stream[l / net.per_block][i], input.variance[i] = 0;
         continue;
       }
-      const double g = net.gamma[(l - 1) * n + i], b = net.beta[(l - 1) * n + i], scaled = kept[l - 1].normalised.x[i] * g;
+      const double b = net.beta[(l - 1) * n + i], scaled = kept[l - 1].normalised.x[i] * net.gamma[(l - 1) * n + i];
       input.x[i] = activate(net.activation, scaled + b).value;
       input.variance[i] = 1.3 * (square(scaled) + square(b)) * one + square(input.x[i]) * net.summed(8);
     }

@@ -1,8 +1,10 @@
 // Residual MLPs, forward and backward, against their definition in double, on every instruction set of this processor
-// and on the emulated AVX-512 ones. Each tensor lies in a block of exactly its size, so that sanitizers see any overrun.
+// and on the emulated AVX-512 ones. Each tensor lies in a block of exactly its size, so that sanitizers see any
+// overrun.
 //
-// What a forward keeps is judged block by block, each from the input that was kept of it, and a backward by what was kept
-// for it: errors made before are no part of the judgement. y of a forward that keeps nothing has all layers' errors in it.
+// What a forward keeps is judged block by block, each from the input that was kept of it, and a backward by what was
+// kept for it: errors made before are no part of the judgement. Only y of a forward that keeps nothing has all layers'
+// errors in it.
 #include <cmath>
 #include <cstring>
 #include <string>
@@ -30,7 +32,7 @@ class Run {
         operand(kernels.bf16_dot && c.dtype() == NSK_BF16 ? roundoff(NSK_BF16) : roundoff(c.wide())) {
     Forward plain(c), kept(c), block(c);
     forward(plain, false, false), forward(kept, true, true), forward(block, true, false);
-    CHECK(kept.y.same_bytes(block.y) && same(kept.stream, block.stream), "%s", where("forward that keeps less").c_str());
+    CHECK(kept.y.same_bytes(block.y) && same(kept.stream, block.stream), "%s", where("keeping less").c_str());
     for (int64_t group = 0; group < c.groups; ++group) {
       const Network net = in.network(c, group, roundoff(c.wide()), operand);
       for (int64_t row = 0; row < c.rows; ++row) check_plain(net, plain, group, row), check_kept(net, kept, group, row);
@@ -81,7 +83,7 @@ class Run {
     Numbers h = row_of_x(group, row);
     std::vector<Kept> layers(net.depth);
     for (int64_t block = 0; block < c.blocks(); ++block) net.block(block, h, layers);
-    for (int64_t i = 0; i < c.width; ++i) close("y", out.y.computed(group, 0, row, i), h.x[i], h.variance[i], c.dtypes[X]);
+    check_y("y", out, group, row, h);
   }
   // Each block by itself, from what is kept of its input.
   void check_kept(const Network& net, const Forward& out, int64_t group, int64_t row) const {
@@ -93,7 +95,7 @@ class Run {
       h = Numbers(net.width), h.x = input;
       net.block(block, h, layers);
     }
-    for (int64_t i = 0; i < c.width; ++i) close("y", out.y.computed(group, 0, row, i), h.x[i], h.variance[i], c.dtypes[X]);
+    check_y("y beside what is kept", out, group, row, h);
     for (int64_t l = 0; l < c.depth; ++l) {
       const Kept& kept = layers[l];
       for (int64_t i = 0; i < c.width; ++i)
@@ -101,6 +103,10 @@ class Run {
               kept.normalised.variance[i], c.dtype());
       close("rstd", Forward::in_strips(out.rstd, group, l, row, 0), kept.rstd, kept.rstd_variance, c.wide());
     }
+  }
+  void check_y(const char* what, const Forward& out, int64_t group, int64_t row, const Numbers& h) const {
+    for (int64_t i = 0; i < c.width; ++i)
+      close(what, out.y.computed(group, 0, row, i), h.x[i], h.variance[i], c.dtypes[X]);
   }
   Numbers row_of_x(int64_t group, int64_t row) const {
     Numbers h(c.width);
@@ -124,7 +130,8 @@ class Run {
       for (int64_t row = 0; row < c.rows; ++row) {
         std::vector<Kept> kept(net.depth);
         std::vector<std::vector<double>> stream;
-        for (int64_t block = 0; block < c.blocks(); ++block) stream.push_back(out.row_of(out.stream, group, block, row));
+        for (int64_t block = 0; block < c.blocks(); ++block)
+          stream.push_back(out.row_of(out.stream, group, block, row));
         for (int64_t l = 0; l < c.depth; ++l) {
           kept[l].normalised.x = out.row_of(out.normalised, group, l, row);
           kept[l].rstd = Forward::in_strips(out.rstd, group, l, row, 0);
@@ -144,7 +151,8 @@ class Run {
         const Tensor& grad = grads[which].memory;
         const size_t n = of[which]->size();
         for (size_t i = 0; i < n; ++i)
-          close(kNames[which], grad.computed(group * n + i), of[which]->x[i], alike * of[which]->variance[i], c.dtypes[which]);
+          close(kNames[which], grad.computed(group * n + i), of[which]->x[i], alike * of[which]->variance[i],
+                c.dtypes[which]);
       }
     }
   }
@@ -161,10 +169,12 @@ class Run {
   }
   std::string where(const char* what) const {
     char text[300];
-    std::snprintf(text, sizeof text, "%s %s; groups %ld rows %ld width %ld depth %ld per_block %ld dtypes %d %d %d %d %d "
-                  "activation %d threads %d eps %g wants %d%d%d%d%d", k.name, what, long(c.groups), long(c.rows),
-                  long(c.width), long(c.depth), long(c.per_block), c.dtypes[0], c.dtypes[1], c.dtypes[2], c.dtypes[3],
-                  c.dtypes[4], c.activation, c.threads, c.eps, c.wants[0], c.wants[1], c.wants[2], c.wants[3], c.wants[4]);
+    std::snprintf(text, sizeof text,
+                  "%s %s; groups %ld rows %ld width %ld depth %ld per_block %ld dtypes %d %d %d %d %d activation %d "
+                  "threads %d eps %g wants %d%d%d%d%d",
+                  k.name, what, long(c.groups), long(c.rows), long(c.width), long(c.depth), long(c.per_block),
+                  c.dtypes[X], c.dtypes[Weight], c.dtypes[Bias], c.dtypes[Gamma], c.dtypes[Beta], c.activation,
+                  c.threads, c.eps, c.wants[X], c.wants[Weight], c.wants[Bias], c.wants[Gamma], c.wants[Beta]);
     return text;
   }
 
@@ -247,7 +257,7 @@ int main() {
   for (const Kernels* kernels : kernels_under_test()) {
     rng.seed(7);
     const int before = check::failures;
-    for (int i = 0; i < 200; ++i) Run(*kernels, random_case());
+    for (int i = 0; i < 250; ++i) Run(*kernels, random_case());
     std::printf("%s: %s\n", kernels->name, check::failures == before ? "ok" : "FAILED");
   }
   return check::result("residual_mlp");
