@@ -7,16 +7,10 @@ import importlib
 from types import ModuleType
 
 # In the order in which "auto" tries them; eager serves every call and comes last.
-MODULES = {"cpu": "nsk.backends.cpu", "eager": "nsk.backends.eager"}
+MODULES = {"cpu": "nsk.backends.cpu", "triton": "nsk.backends.triton", "eager": "nsk.backends.eager"}
 
 # Named by the interface, with no kernels in this release.
-ABSENT = {
-    "triton": (
-        "this release has no Triton kernels; they will need a torch that brings Triton "
-        "(the CUDA or ROCm build of torch, not the CPU wheel)"
-    ),
-    "cuda": "this release has no CUDA kernels",
-}
+ABSENT = {"cuda": "this release has no CUDA kernels"}
 
 NAMES = (*MODULES, *ABSENT)
 

@@ -1,0 +1,97 @@
+"""Reads what a compiled kernel uses from its machine code: registers, spills, shared memory, instructions.
+
+NVIDIA: the cubin through the disassemblers that Triton's wheel carries. AMD: the assembly that Triton keeps.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+# Matrix instructions by the kind a cell names. On AMD there is one kind.
+_SASS_MMA = {"HGMMA": r"\bHGMMA\b", "UTC": r"\bUTC\w*MMA\b", "HMMA": r"\bHMMA\b"}
+_SASS_ASYNC = r"\bLDGSTS\b|\bUTMALDG\b|\bUBLKCP\b"
+_AMD_ASYNC = r"buffer_load_\w+ .*\blds\b|global_load_lds_\w+"
+
+
+@dataclass
+class Report:
+    """What came out of one cell. ``error`` says why nothing did."""
+
+    registers: int = 0  # of one thread, on AMD vector registers of both kinds
+    stack: int = 0  # bytes of local memory per thread
+    spills: int = 0  # instructions that load or store local memory; on AMD spilled registers
+    shared: int = 0  # bytes
+    tensor_memory: int = 0  # columns, sm_100
+    warps: int = 0
+    instructions: int = 0
+    mma: dict[str, int] = field(default_factory=dict)
+    asynchronous: int = 0
+    global_loads: int = 0
+    traps: int = 0
+    seconds: float = 0.0
+    error: str = ""
+
+
+def inspect(compiled, backend: str) -> Report:
+    """The report of what ``triton.compile`` gave."""
+    report = _inspect_cubin(compiled.asm["cubin"]) if backend == "cuda" else _inspect_amd(compiled.asm["amdgcn"])
+    report.shared = compiled.metadata.shared
+    report.warps = compiled.metadata.num_warps
+    report.tensor_memory = getattr(compiled.metadata, "tmem_size", None) or 0
+    return report
+
+
+def _tool(name: str) -> str:
+    import triton.backends.nvidia
+
+    return str(Path(triton.backends.nvidia.__file__).parent / "bin" / name)
+
+
+def _inspect_cubin(cubin: bytes) -> Report:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage, sass = (
+            subprocess.run([_tool(tool), option, file.name], capture_output=True, text=True, check=True).stdout
+            for tool, option in (("cuobjdump", "-res-usage"), ("nvdisasm", "-c"))
+        )
+    code = [line for line in sass.splitlines() if re.match(r"\s+/\*[0-9a-f]{4,}\*/", line)]
+    text = "\n".join(code)
+
+    def count(pattern: str) -> int:
+        return len(re.findall(pattern, text))
+
+    return Report(
+        registers=int(re.search(r"REG:(\d+)", usage)[1]),
+        stack=int(re.search(r"STACK:(\d+)", usage)[1]),
+        spills=count(r"\b(?:LDL|STL)\b"),
+        instructions=len(code),
+        mma={kind: n for kind, pattern in _SASS_MMA.items() if (n := count(pattern))},
+        asynchronous=count(_SASS_ASYNC),
+        global_loads=count(r"\bLDG\b"),
+        traps=count(r"\bBPT\.TRAP\b"),
+    )
+
+
+def _inspect_amd(assembly: str) -> Report:
+    def fact(name: str) -> int:
+        found = re.search(rf"\.{name}:\s+(\d+)", assembly)
+        return int(found[1]) if found else 0
+
+    code = re.findall(r"^\s+[a-z]\w+(?: .*)?$", assembly, re.MULTILINE)
+    text = "\n".join(code)
+    mma = len(re.findall(r"\bv_mfma_", text))
+    return Report(
+        registers=fact("vgpr_count"),
+        stack=fact("private_segment_fixed_size"),
+        spills=fact("vgpr_spill_count"),
+        instructions=len(code),
+        mma={"v_mfma": mma} if mma else {},
+        asynchronous=len(re.findall(_AMD_ASYNC, text)),
+        global_loads=len(re.findall(r"\b(?:global|buffer)_load_", text)),
+        traps=len(re.findall(r"\bs_trap\b", text)),
+    )
