@@ -1,7 +1,7 @@
 """Writes what README.md generates and never types: ``python -m benchmarks.readme``.
 
-The support matrix is made by trying: each feature is called, forward and backward, on each backend. The numbers are
-those of runs of the suite, kept in ``results/``, a run for each op: ``python -m benchmarks --only OP --json
+The support matrix is made by trying (:mod:`benchmarks.support`, which needs Triton). The numbers are those of runs
+of the suite, kept in ``results/``, a run for each op: ``python -m benchmarks --only OP --json
 benchmarks/results/OP.json``.
 """
 
@@ -9,38 +9,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
-import nsk
-from benchmarks import machine, table, workload
+from benchmarks import machine, support, table
 from benchmarks.workload import OPS, OURS
 
 README = Path(__file__).parent.parent / "README.md"
 RESULTS = Path(__file__).parent / "results"
-BACKENDS = ("cpu", "eager", "triton", "cuda")
-
-
-def support() -> str:
-    """The matrix, as Markdown."""
-    names = [name for name in BACKENDS if name in nsk.backends()]
-    lines = ["| forward and backward | " + " | ".join(names) + " |", "|---|" + ":-:|" * len(names)]
-    for op in OPS:
-        lines.append(f"| **`nsk.{op}`** |" + " |" * len(names))
-        for feature, call in workload.module(op).FEATURES.items():
-            lines.append(f"| {feature} | " + " | ".join(_works(name, call) for name in names) + " |")
-    return "\n".join(lines)
-
-
-def _works(backend: str, call: Callable[[], torch.Tensor]) -> str:
-    try:
-        with nsk.use_backend(backend):
-            call().sum().backward()
-    except nsk.BackendUnavailable:
-        return "no"
-    return "yes"
 
 
 def results() -> dict[str, dict]:
@@ -132,7 +107,7 @@ def fill(text: str, section: str, content: str) -> str:
 
 def generated(text: str) -> str:
     """``text`` with its generated sections as they should be."""
-    for section, content in (("support", support()), ("numbers", all_numbers(results()))):
+    for section, content in (("support", support.matrix()), ("numbers", all_numbers(results()))):
         text = fill(text, section, content)
     return text
 

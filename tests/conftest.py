@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from harness import Target
+from harness import ALL, CPU, Target
 
 # A skip for any other reason fails the run: a test that quietly stops running is no test.
 ALLOWED_SKIPS = (
@@ -18,20 +18,6 @@ ALLOWED_SKIPS = (
     r"needs /proc",
     r"needs jax and flax",
 )
-
-
-def cpu_targets() -> list[Target]:
-    """The native backend on every instruction set that this processor has. A missing native module is an error that
-    every test shows, never a reason to skip."""
-    try:
-        from nsk import _native
-    except ImportError:
-        return [Target("cpu")]
-    return [Target("cpu", isa) for isa in _native.isas()]
-
-
-CPU = cpu_targets()
-ALL = [*CPU, Target("eager")]
 
 
 @pytest.fixture(params=ALL, ids=str)

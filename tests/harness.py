@@ -37,6 +37,20 @@ class Target:
             yield
 
 
+def cpu_targets() -> list[Target]:
+    """The native backend on every instruction set that this processor has. A missing native module is an error that
+    every test shows, never a reason to skip."""
+    try:
+        from nsk import _native
+    except ImportError:
+        return [Target("cpu")]
+    return [Target("cpu", isa) for isa in _native.isas()]
+
+
+CPU = cpu_targets()
+ALL = [*CPU, Target("eager")]
+
+
 @contextlib.contextmanager
 def instruction_set(name: str) -> Iterator[None]:
     """Runs the CPU kernels on this instruction set (empty: as they are), then on the former one again."""

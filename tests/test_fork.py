@@ -7,8 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import CPU
-from harness import Target
+from harness import CPU, Target
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from cases import Case, lay_out, make_inputs
-from conftest import CPU
-from harness import Target, dense_reference, differentiate, plain_copy, poisoned_allocations
+from harness import CPU, Target, dense_reference, differentiate, plain_copy, poisoned_allocations
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor

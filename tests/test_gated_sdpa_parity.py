@@ -8,8 +8,7 @@ import itertools
 import pytest
 import torch
 from cases import DTYPES, LAYOUTS, Case, random_case
-from conftest import CPU
-from harness import Target, check
+from harness import CPU, Target, check
 
 RANDOM = [random_case(seed) for seed in range(320)]
 

@@ -8,8 +8,7 @@ import itertools
 import pytest
 import torch
 from cases import DTYPES
-from conftest import CPU
-from harness import Target, threads
+from harness import CPU, Target, threads
 from residual_mlp_cases import (
     ACTIVATIONS,
     DIFFERENTIABLE,

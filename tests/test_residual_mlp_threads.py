@@ -12,8 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from conftest import CPU
-from harness import Target, threads
+from harness import CPU, Target, threads
 from residual_mlp_cases import Case, make_inputs, random_case
 from residual_mlp_harness import call, differentiate, same
 

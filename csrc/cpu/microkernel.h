@@ -158,8 +158,10 @@ template <class M, int R, int NV, Along A, Into I, class P>
   using V = typename M::V;
   using B = typename M::UnitVec;
   constexpr int L = M::L;
-  // Where k is the width of a network it may be thousands of terms: c then takes them in portions.
-  constexpr bool kLong = I == Into::BiasSum || std::is_same_v<P, Beside>;
+  // Where k is the width of a network or a head dimension it may be hundreds of terms or thousands: c then takes them in
+  // portions.
+  constexpr bool kScores = A == Along::K && (I == Into::Fresh || I == Into::FreshMax);
+  constexpr bool kLong = I == Into::BiasSum || kScores || std::is_same_v<P, Beside>;
   // From 0 even where c is added to: a long sum grows by sums of k terms, not term by term, and loses less to rounding.
   V acc[R][NV];
 #pragma GCC unroll 32

@@ -23,19 +23,19 @@ def call_of(case):
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "width"),
+    ("function", "old", "new", "width"),
     [
-        ("mask=i < left", "mask=i < left + 1", 16),
-        ("mask=(i < left) & (d < WIDTH)", "mask=i < left", 12),
-        ("mask=(i < left) & (d < WIDTH)", "mask=(i < left + 1) & (d < WIDTH)", 12),
-        ("* t.row", "* 1", 12),
+        (blocks.load_tile, "mask=i < left", "mask=i < left + 1", 16),
+        (blocks.load_tile, "mask=(i < left) & (d < WIDTH)", "mask=i < left", 12),
+        (blocks.load_tile, "mask=(i < left) & (d < WIDTH)", "mask=(i < left + 1) & (d < WIDTH)", 12),
+        (blocks.offset_of, "* t.row", "* 1", 12),
     ],
 )
-def test_the_guard_bites(old: str, new: str, width: int):
+def test_the_guard_bites(function, old: str, new: str, width: int):
     """Reading one row or column too many, or the gaps of a strided view, fails."""
     call, _ = call_of(small(sq=17, d=width, dv=width, layouts=("padded",) * 5))
     out, lse = spec.allocate_forward(call)
-    with mutated(blocks.load_tile, old, new), pytest.raises(InterpreterError, match="OutOfBounds"):
+    with mutated(function, old, new), pytest.raises(InterpreterError, match="OutOfBounds"):
         gated_sdpa_launch.forward(call, out, lse, SMALL)
 
 
