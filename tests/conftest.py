@@ -3,7 +3,10 @@ nothing is skipped in silence."""
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -18,6 +21,16 @@ ALLOWED_SKIPS = (
     r"needs /proc",
     r"needs jax and flax",
 )
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _fresh_compilations() -> Iterator[None]:
+    """torch's cache of compiled graphs does not see when an op's outputs get another shape: a graph of an earlier state
+    of this code would come back."""
+    folder = tempfile.mkdtemp(prefix="nsk-inductor-")
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+    yield
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(params=ALL, ids=str)
