@@ -39,13 +39,14 @@ def rotated(names: list[str], i: int) -> list[str]:
 
 
 def interleave(
-    arms: Arms, effort: Effort, probe: Callable[[], float] | None = None
+    arms: Arms, effort: Effort, probe: Callable[[], float] | None = None, settle: Callable[[], Any] | None = None
 ) -> tuple[dict[str, list[float]], list[float]]:
     """Seconds per call of each arm in each round, and what ``probe`` returned in each round.
 
     Arms must be warm. Their first, uncounted turn decides how many calls fill a turn and how many rounds fit.
+    ``settle`` returns when all that an arm has started is done; arms that do not return before need none.
     """
-    once = {name: _seconds(arm, 1) for name, arm in arms.items()}
+    once = {name: _seconds(arm, 1, settle) for name, arm in arms.items()}
     calls = {name: max(1, math.ceil(effort.slice_seconds / t)) for name, t in once.items()}
     per_round = sum(calls[name] * t for name, t in once.items())
     rounds = max(effort.min_rounds, min(effort.max_rounds, int(effort.seconds / per_round)))
@@ -57,14 +58,16 @@ def interleave(
             if name is None:
                 probes.append(probe())
             else:
-                samples[name].append(_seconds(arms[name], calls[name]))
+                samples[name].append(_seconds(arms[name], calls[name], settle))
     return samples, probes
 
 
-def _seconds(arm: Callable[[], Any], calls: int) -> float:
+def _seconds(arm: Callable[[], Any], calls: int, settle: Callable[[], Any] | None) -> float:
     begin = time.perf_counter()
     for _ in range(calls):
         arm()
+    if settle:
+        settle()
     return (time.perf_counter() - begin) / calls
 
 

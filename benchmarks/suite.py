@@ -63,7 +63,7 @@ def run_case(case: Case, plan: Plan, roof: roofs.Roofs, stage: Callable[[str], N
         return _row(case, "kept", []) | {"kept": workload.module(case.op).kept(case), "keeps": case.keeps}
     stage("prepare")
     work = workload.module(case.op).prepare(case, plan.compiles(case))
-    verdicts = _warm_up(work, stage)
+    verdicts = warm_up(work, stage)
     if verdicts[OURS].reasons:
         return _row(case, "refused", list(verdicts[OURS].reasons))
     stage("memory")
@@ -103,7 +103,7 @@ def finish(row: dict, roof: roofs.Roofs) -> None:
     facts["fraction"] = row["arms"][OURS]["rate"] / facts["best"]
 
 
-def _warm_up(work: Workload, stage: Callable[[str], None]) -> dict[str, Verdict]:
+def warm_up(work: Workload, stage: Callable[[str], None]) -> dict[str, Verdict]:
     """Runs every arm once or twice and judges its results; a peer that cannot run becomes absent."""
     verdicts = {}
     for name, arm in list(work.arms.items()):

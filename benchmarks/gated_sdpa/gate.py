@@ -56,7 +56,7 @@ class Gate:
         key_at = (slice(batch, batch + 1), slice(head, head + 1))
         if a.lengths:
             query_at, key_at = (slice(None), query_at[1]), (slice(None), key_at[1])
-        cu = offsets(a.lengths)
+        cu = offsets(a.lengths, x.query.device)
         call = GatedSdpaCall(
             query=x.query[query_at].detach(),
             key=x.key[key_at].detach(),
@@ -82,11 +82,11 @@ class Gate:
         return (query_at, key_at), _evaluate(call, grad_out), oracle, terms[: len(oracle)]
 
 
-def offsets(lengths: tuple[int, ...]) -> Tensor | None:
+def offsets(lengths: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor | None:
     """Offsets of packed sequences; ``None`` for no packing."""
     if not lengths:
         return None
-    return torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+    return torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
 
 
 def _double(call: GatedSdpaCall) -> GatedSdpaCall:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import nsk
 from benchmarks.gated_sdpa.cases import Attention
@@ -18,6 +19,13 @@ from benchmarks.workload import BASELINE, OURS, Case, Workload
 # A decode step reads a cache that other layers' caches have pushed out of the processor's own: calls take turns on
 # copies that together hold this much.
 COLD_BYTES = 256 << 20
+
+# The kernels between which PyTorch's attention chooses on a GPU.
+KERNELS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+}
 
 Function = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
@@ -37,14 +45,14 @@ class Inputs:
         return [t for t in (self.query, self.key, self.value, self.gate) if t is not None]
 
 
-def make_inputs(case: Case) -> Inputs:
+def make_inputs(case: Case, device: str = "cpu") -> Inputs:
     """Reproducible normal inputs; a mask hides the tail of each sequence, and a fifth of the other keys."""
     a: Attention = case.shape
     random = torch.Generator().manual_seed(0)
     training = case.mode == "training"
 
     def normal(*shape: int, grad: bool = training) -> Tensor:
-        return torch.randn(shape, generator=random).to(getattr(torch, case.dtype)).requires_grad_(grad)
+        return torch.randn(shape, generator=random).to(device, getattr(torch, case.dtype)).requires_grad_(grad)
 
     if a.lengths:
         rows, heads = sum(a.lengths), (a.hq, a.hkv, a.hkv)
@@ -56,12 +64,13 @@ def make_inputs(case: Case) -> Inputs:
     if a.mask:
         mask = torch.rand(a.b, 1, a.sq, a.sk, generator=random) < 0.8
         mask[-1, :, :, a.sk * 3 // 4 :] = False
+        mask = mask.to(device)
     return Inputs(q, k, v, gate, mask, normal(*q.shape, grad=False) if training else None)
 
 
-def _nsk(a: Attention, mask: Tensor | None) -> Function:
+def _nsk(a: Attention, mask: Tensor | None, device: str) -> Function:
     if a.lengths:
-        cu, longest = offsets(a.lengths), max(a.lengths)
+        cu, longest = offsets(a.lengths, device), max(a.lengths)
         options = {"cu_seqlens_q": cu, "cu_seqlens_k": cu, "max_seqlen_q": longest, "max_seqlen_k": longest}
         return lambda q, k, v, gate: nsk.gated_sdpa_varlen(q, k, v, gate, is_causal=a.causal, **options)
     window = None if a.window is None else (a.window - 1, 0)
@@ -74,11 +83,11 @@ def _gated(out: Tensor, gate: Tensor | None) -> Tensor:
     return out * torch.sigmoid(gate if gate.ndim == out.ndim else gate.unsqueeze(-1))
 
 
-def _eager(a: Attention, mask: Tensor | None) -> Function:
+def _eager(a: Attention, mask: Tensor | None, device: str) -> Function:
     """PyTorch's attention times the sigmoid. It has no window (hence a mask) and no packing (hence a loop)."""
     causal, gqa = a.causal, a.hq != a.hkv
     if a.window:
-        i, j = torch.arange(a.sq)[:, None], torch.arange(a.sk)[None]
+        i, j = torch.arange(a.sq, device=device)[:, None], torch.arange(a.sk, device=device)[None]
         mask, causal = (j <= i) & (j > i - a.window), False
 
     def dense(q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None) -> Tensor:
@@ -94,7 +103,17 @@ def _eager(a: Attention, mask: Tensor | None) -> Function:
     return packed if a.lengths else dense
 
 
-def _flex(a: Attention, mask: Tensor | None) -> Function:
+def _only(backend: SDPBackend, function: Function) -> Function:
+    """PyTorch's attention in one of its kernels, which may refuse."""
+
+    def run(*tensors: Tensor | None) -> Tensor:
+        with sdpa_kernel(backend):
+            return function(*tensors)
+
+    return run
+
+
+def _flex(a: Attention, mask: Tensor | None, device: str) -> Function:
     """FlexAttention, compiled. Its CPU template takes no epilogue, so the gate is a step of its own."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
@@ -103,7 +122,7 @@ def _flex(a: Attention, mask: Tensor | None) -> Function:
     rows, cols = (sum(a.lengths),) * 2 if a.lengths else (a.sq, a.sk)
     allowed, batch = None, None
     if a.lengths:
-        document = torch.repeat_interleave(torch.arange(len(a.lengths)), torch.tensor(a.lengths))
+        document = torch.repeat_interleave(torch.arange(len(a.lengths)), torch.tensor(a.lengths)).to(device)
 
         def allowed(b, h, i, j):
             return (document[i] == document[j]) & (j <= i)
@@ -121,7 +140,7 @@ def _flex(a: Attention, mask: Tensor | None) -> Function:
         def allowed(b, h, i, j):
             return mask[b, 0, i, j]
 
-    block = None if allowed is None else create_block_mask(allowed, batch, None, rows, cols, device="cpu")
+    block = None if allowed is None else create_block_mask(allowed, batch, None, rows, cols, device=device)
 
     def dense(q: Tensor, k: Tensor, v: Tensor, gate: Tensor | None) -> Tensor:
         return _gated(attend(q, k, v, block_mask=block, enable_gqa=gqa), gate)
@@ -154,24 +173,27 @@ def _training(function: Function, x: Inputs) -> Callable[[], list[Tensor]]:
     return run
 
 
-def prepare(case: Case, compiled: bool) -> Workload:
+def prepare(case: Case, compiled: bool, device: str = "cpu") -> Workload:
     """The arms of a case. ``compiled`` asks for those that torch.compile makes."""
     a: Attention = case.shape
-    x = make_inputs(case)
+    x = make_inputs(case, device)
     count = 1 if case.mode != "decode" else -(-COLD_BYTES // int(case.work))
     copies = [x] + [Inputs(x.query, x.key.clone(), x.value.clone(), x.gate, x.mask, None) for _ in range(count - 1)]
 
     def arm(function: Function) -> Callable[[], list[Tensor]]:
         return _training(function, x) if case.mode == "training" else _forward(function, copies)
 
-    arms, absent = {OURS: arm(_nsk(a, x.mask)), BASELINE: arm(_eager(a, x.mask))}, {}
+    eager = _eager(a, x.mask, device)
+    arms, absent = {OURS: arm(_nsk(a, x.mask, device)), BASELINE: arm(eager)}, {}
+    if device != "cpu":
+        arms |= {name: arm(_only(backend, eager)) for name, backend in KERNELS.items()}
     if compiled:
         torch._dynamo.reset()  # every case compiles for itself, or the recompile limit is met
-        arms["compiled"] = arm(torch.compile(_eager(a, x.mask), fullgraph=True, dynamic=False))
-        if case.mode == "training":
+        arms["compiled"] = arm(torch.compile(eager, fullgraph=True, dynamic=False))
+        if case.mode == "training" and device == "cpu":
             absent["flex"] = "FlexAttention has no backward on the CPU"
         else:
-            arms["flex"] = arm(_flex(a, x.mask))
+            arms["flex"] = arm(_flex(a, x.mask, device))
     else:
         absent |= dict.fromkeys(("compiled", "flex"), "left out by --quick, which compiles few peers")
     return Workload(arms, Gate(case, x), absent)

@@ -31,7 +31,7 @@ class Inputs:
         return [t for t in (self.x, *self.parameters) if t.requires_grad]
 
 
-def make_inputs(case: Case) -> Inputs:
+def make_inputs(case: Case, device: str = "cpu") -> Inputs:
     """Reproducible: the weights as ``nn.Linear`` begins with them, the rest normal."""
     m: Mlp = case.shape
     random = torch.Generator().manual_seed(0)
@@ -40,13 +40,13 @@ def make_inputs(case: Case) -> Inputs:
     trained = case.mode != "forward"
 
     def normal(*shape: int, mean: float = 0.0, std: float = 1.0) -> Tensor:
-        return (torch.randn(shape, generator=random) * std + mean).to(dtype)
+        return (torch.randn(shape, generator=random) * std + mean).to(device, dtype)
 
     x = normal(*group, m.rows, m.width).requires_grad_(trained)
     per_layer = (*group, m.depth, m.width)
     weight = (torch.rand((*per_layer, m.width), generator=random) * 2 - 1) * m.width**-0.5
     bias, gain, shift = (normal(*per_layer, mean=mean, std=0.1) for mean in (0.0, 1.0, 0.0))
-    parameters = (weight.to(dtype), bias, gain, shift)
+    parameters = (weight.to(device, dtype), bias, gain, shift)
     for t in parameters:
         t.requires_grad_(trained and not m.input_only)
     return Inputs(x, parameters, normal(*x.shape) if case.mode == "training" else None)

@@ -74,10 +74,10 @@ def training(
     return run
 
 
-def prepare(case: Case, compiled: bool) -> Workload:
+def prepare(case: Case, compiled: bool, device: str = "cpu") -> Workload:
     """The arms of a case. ``compiled`` asks for those that are compiled first."""
     m: Mlp = case.shape
-    inputs = make_inputs(case)
+    inputs = make_inputs(case, device)
     kinds = by_layer(inputs)
     leaves = [t for t in (inputs.x, *(t for kind in kinds for t in kind)) if t.requires_grad]
 
@@ -100,7 +100,7 @@ def prepare(case: Case, compiled: bool) -> Workload:
         arms["compiled"] = arm(eager(m, one), leaves, inputs.x, *kinds)
     else:
         absent["compiled"] = f"torch.compile unrolls the layers: minutes beyond a depth of {DEEPEST_COMPILED}"
-    if reason := jax_peer.why_absent():
+    if reason := jax_peer.why_absent() or ("runs beside nsk on the CPU only" if device != "cpu" else ""):
         absent["jax"] = reason
     else:
         arms["jax"] = jax_peer.arm(case, inputs)
