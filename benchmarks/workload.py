@@ -1,8 +1,8 @@
 """What an op gives the suite: named cases, and for each the functions to time and a gate that checks them.
 
 An op is a module, listed in :data:`OPS`, with ``cases() -> list[Case]`` and ``prepare(case, compiled, device="cpu") ->
-Workload``; with ``kept(case) -> dict[str, int]`` if it has cases of mode "memory", the bytes that live from the forward to the
-backward, by who keeps them; and with what its numbers mean: ``USEFUL`` (work), ``SIZE`` (of a series), ``NOTE``,
+Workload``; with ``kept(case) -> dict[str, int]`` if it has cases of mode "memory", the bytes that live from the forward
+to the backward, by who keeps them; and with what its numbers mean: ``USEFUL`` (work), ``SIZE`` (of a series), ``NOTE``,
 ``FEATURES`` (calls that README.md's support matrix tries).
 """
 

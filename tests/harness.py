@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -47,6 +48,8 @@ def cpu_targets() -> list[Target]:
     return [Target("cpu", isa) for isa in _native.isas()]
 
 
+_TRITON = importlib.util.find_spec("triton")
+HAS_TRITON = _TRITON is not None and _TRITON.origin is not None  # a mere folder of that name has no origin
 CPU = cpu_targets()
 ALL = [*CPU, Target("eager")]
 

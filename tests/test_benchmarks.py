@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from benchmarks_harness import run_tiny, short_probes
+from harness import HAS_TRITON
 
 from benchmarks import __main__ as suite_main
 from benchmarks import measure, readme, report, table, workload
@@ -154,6 +155,7 @@ def test_plots_of_a_whole_run(op, tmp_path):
     assert {"fraction_of_roof.png", "speedup.png", "scaling.png", "time.png"} <= names
 
 
+@pytest.mark.skipif(not HAS_TRITON, reason="needs Triton")
 def test_readme_is_generated():
     """``python -m benchmarks.readme`` would change nothing."""
     text = readme.README.read_text()

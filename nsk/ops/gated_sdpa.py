@@ -119,8 +119,12 @@ def gated_sdpa_varlen(
     Returns:
         ``out [Tq, Hq, Dv]``, and with ``return_lse`` also ``lse [Tq, Hq]``.
 
+    Offsets on a GPU are not looked at by the host, which would have to wait for them. The kernels clamp them to the
+    rows that there are, so that wrong ones touch no foreign memory; what they give is undefined, as are rows that no
+    sequence covers.
+
     Raises:
-        nsk.UnsupportedInput: as :func:`gated_sdpa`, and for offsets that do not cut the rows into sequences.
+        nsk.UnsupportedInput: as :func:`gated_sdpa`, and on the CPU for offsets that do not cut the rows into sequences.
         nsk.BackendUnavailable: as :func:`gated_sdpa`.
 
     >>> import torch, nsk

@@ -3,7 +3,6 @@ is imported. As many run at a time as there are cores."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -12,10 +11,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from harness import HAS_TRITON
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(Path(__file__).parent.glob("interpreted/test_*.py"))
-TRITON = importlib.util.find_spec("triton")
 
 
 def run(file: Path) -> subprocess.CompletedProcess:
@@ -35,7 +34,7 @@ def runs(request: pytest.FixtureRequest) -> Iterator[dict[Path, Future]]:
 
 @pytest.mark.interpret
 @pytest.mark.timeout(1800)  # the first one starts them all
-@pytest.mark.skipif(TRITON is None or TRITON.origin is None, reason="needs Triton")
+@pytest.mark.skipif(not HAS_TRITON, reason="needs Triton")
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_in_the_interpreter(file: Path, runs: dict[Path, Future]):
     done = runs[file].result()

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 
 import pytest
 import torch
 from cases import Case, Inputs, make_inputs, random_case
-from harness import Results, compare, expected, run
+from harness import HAS_TRITON, Results, compare, expected, run
 
 import nsk
 
-TRITON = importlib.util.find_spec("triton")
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
-    pytest.mark.skipif(TRITON is None or TRITON.origin is None, reason="needs Triton"),
+    pytest.mark.skipif(not HAS_TRITON, reason="needs Triton"),
 ]
 
 RANDOM = [case for case in map(random_case, range(320)) if case.dtype != torch.float64 and max(case.d, case.dv) <= 256]
