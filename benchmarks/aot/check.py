@@ -20,7 +20,7 @@ def problems(cell: Cell, report: Report) -> list[str]:
     limit = register_limit(cell, report)
     if report.registers > limit:
         found.append(f"{report.registers} registers, {limit} at {report.warps} warps")
-    if report.stack or report.spills:
+    if report.spills:  # a frame of stack that no instruction touches is none
         found.append(f"spills: {report.stack} bytes of stack, {report.spills} instructions or registers")
     if report.tensor_memory > TENSOR_MEMORY:
         found.append(f"{report.tensor_memory} columns of tensor memory, there are {TENSOR_MEMORY}")
@@ -63,6 +63,8 @@ def register_limit(cell: Cell, report: Report) -> int:
 def occupancy(cell: Cell, report: Report) -> float:
     """The share of a multiprocessor's warps that its registers, shared and tensor memory let run."""
     target = cell.target
+    if report.error:
+        return 0.0
     per_thread = -(-max(report.registers, 1) // 8) * 8
     programs = target.multiprocessor_registers // (per_thread * target.warp * report.warps)
     if report.shared:

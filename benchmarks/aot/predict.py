@@ -16,6 +16,8 @@ def seconds(cell: Cell, report: Report) -> float | None:
 
 def _peak(cell: Cell, report: Report) -> float:
     target = cell.target
+    if cell.roof:
+        return getattr(target, cell.roof)
     if not report.mma:
         return target.fp32_flops
     single = cell.constexprs.get("PRECISION") == "tf32"

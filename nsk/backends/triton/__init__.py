@@ -9,13 +9,10 @@ imported, its interpreter runs the kernels on CPU tensors, slowly: the tests do.
 from __future__ import annotations
 
 import contextlib
-import functools
-import importlib.metadata
-import importlib.util
 
 import torch
 
-from nsk.backends.triton.device import INTERPRETED, family
+from nsk.backends.triton.device import INTERPRETED, family, triton_version, version_numbers
 from nsk.backends.triton.targets import TARGETS
 
 NAME = "triton"
@@ -24,39 +21,22 @@ _OPS = ("gated_sdpa", "residual_mlp")
 VERSIONS = ((3, 7), (3, 9))  # the first and the last that passed the interpreter's and the compilers' tests
 
 
-@functools.cache
-def _version() -> str | None:
-    """Triton's, without importing it; ``None`` where there is none."""
-    found = importlib.util.find_spec("triton")
-    if found is None or found.origin is None:  # a mere folder of that name has no origin
-        return None
-    for package in ("triton", "pytorch-triton", "pytorch-triton-rocm", "triton-rocm"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            return importlib.metadata.version(package)
-    return "of an unknown version"
-
-
 def unavailable() -> list[str]:
     """Why this backend cannot run here; empty when it can."""
-    reasons, version = [], _version()
+    reasons, version = [], triton_version()
     first, last = (".".join(map(str, v)) for v in VERSIONS)
     if version is None:
         reasons.append("has no Triton, which torch's CUDA and ROCm builds bring (the CPU wheel does not)")
-    elif not VERSIONS[0] <= _numbers(version) <= VERSIONS[1]:
+    elif not VERSIONS[0] <= version_numbers() <= VERSIONS[1]:
         reasons.append(f"was tested with Triton {first} to {last}, and this is {version}")
     if not INTERPRETED and not torch.cuda.is_available():
         reasons.append("runs on GPUs, and torch finds none")
     return reasons
 
 
-def _numbers(version: str) -> tuple[int, ...]:
-    parts = version.split(".")[:2]
-    return tuple(int(p) for p in parts) if all(p.isdigit() for p in parts) else (0,)
-
-
 def describe() -> dict[str, str]:
     """Facts for ``nsk.backends()``: Triton's version, and what each device's kernels are chosen for."""
-    facts = {"triton": _version() or "none", "architectures": ", ".join(TARGETS)}
+    facts = {"triton": triton_version() or "none", "architectures": ", ".join(TARGETS)}
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             facts[f"cuda:{i}"] = family(torch.device("cuda", i)) or "no kernels for this architecture"

@@ -35,6 +35,7 @@ class Cell:
     everyday: compiled by the tests too, not by ``python -m benchmarks.aot`` alone: cells that differ from all others
         in what has made a difference before.
     asynchronous: global to shared copies are expected to bypass registers (cp.async, TMA, direct-to-LDS loads).
+    roof: at which of the target's roofs the products run, ``"tf32_flops"``; empty: as the instructions found suggest.
     flops, bytes: what the launch with ``grid`` programs computes and moves from and to memory, 0 where not counted.
     """
 
@@ -51,6 +52,7 @@ class Cell:
     mma_kind: str = ""
     asynchronous: bool = True
     everyday: bool = True
+    roof: str = ""
     workload: str = ""  # of which problem flops and bytes are
     flops: int = 0
     bytes: int = 0

@@ -1,8 +1,11 @@
-"""Which architecture a device is: the launch tables' key."""
+"""What the launch tables are chosen by: which architecture a device is, and which Triton there is."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib.metadata
+import importlib.util
 import os
 
 import torch
@@ -29,3 +32,21 @@ def family(device: torch.device) -> str | None:
 def tf32_allowed() -> bool:
     """Whether the user lets float32 products run on tensor cores, at a precision of 10 bits."""
     return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+@functools.cache
+def triton_version() -> str | None:
+    """Triton's, without importing it; ``None`` where there is none."""
+    found = importlib.util.find_spec("triton")
+    if found is None or found.origin is None:  # a mere folder of that name has no origin
+        return None
+    for package in ("triton", "pytorch-triton", "pytorch-triton-rocm", "triton-rocm"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(package)
+    return "of an unknown version"
+
+
+def version_numbers() -> tuple[int, ...]:
+    """Major and minor of Triton's version, ``(0,)`` if they are unknown."""
+    parts = (triton_version() or "").split(".")[:2]
+    return tuple(int(p) for p in parts) if all(p.isdigit() for p in parts) else (0,)

@@ -7,7 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
-from nsk.backends.triton.device import family
+from nsk.backends.triton.device import family, tf32_allowed, version_numbers
 from nsk.backends.triton.tables import MAX_HEAD_DIM, Table, table_of
 from nsk.backends.triton.targets import example
 from nsk.spec.gated_sdpa import GatedSdpaCall, GatedSdpaGrads
@@ -40,7 +40,8 @@ def _limits(device: torch.device) -> tuple[int, int]:
 
 def _table(call: GatedSdpaCall) -> Table:
     widest = max(call.query.shape[-1], call.value.shape[-1])
-    return table_of(family(call.device), call.query.dtype, widest, _limits(call.device)[1])
+    tf32 = call.query.dtype == torch.float32 and tf32_allowed()
+    return table_of(family(call.device), call.query.dtype, widest, _limits(call.device)[1], tf32, version_numbers())
 
 
 def forward(call: GatedSdpaCall, out: Tensor, lse: Tensor) -> None:

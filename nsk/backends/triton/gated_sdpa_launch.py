@@ -28,7 +28,7 @@ from nsk.backends.triton.gated_sdpa_dkdv import gated_sdpa_dkdv
 from nsk.backends.triton.gated_sdpa_dq import gated_sdpa_dq
 from nsk.backends.triton.gated_sdpa_mask_grad import gated_sdpa_mask_grad, gated_sdpa_norm
 from nsk.backends.triton.gated_sdpa_rows import gated_sdpa_rows
-from nsk.backends.triton.tables import Table, Tile
+from nsk.backends.triton.tables import Table, Tile, beside_a_mask
 
 MOST_ROWS = 256  # of a tile
 GATES = {"none": NO_GATE.value, "elementwise": ELEMENTWISE.value, "headwise": HEADWISE.value}
@@ -183,7 +183,7 @@ def forward(call, out: Tensor, lse: Tensor, table: Table) -> None:
     if parts > 1:
         decode(p, out, lse, tile, table.join, parts)
         return
-    tile = table.forward
+    tile = table.forward if p.mask is None else beside_a_mask(table.forward)
     launch(
         gated_sdpa_forward, p.query_tiles(tile.m) * p.sizes.heads, tile,
         p.q, p.k, p.v, p.gate, p.mask, p.sink, p.sink_stride, p.rows(out), p.rows(lse),
@@ -220,6 +220,14 @@ def decode(p: Problem, out: Tensor, lse: Tensor, tile: Tile, join: Tile, parts: 
     )  # fmt: skip
 
 
+def key_passes(o: Options, table: Table) -> list[tuple[Tile, Options]]:
+    """The launches for dK and dV: one for both, or one for each where the table has it so or one alone is wanted."""
+    if o.GRAD_K and o.GRAD_V and table.dkdv:
+        return [(table.dkdv, o)]
+    passes = [(table.dk or table.dkdv, o._replace(GRAD_V=False))] if o.GRAD_K else []
+    return passes + ([(table.dv or table.dkdv, o._replace(GRAD_K=False))] if o.GRAD_V else [])
+
+
 def backward(call, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None, grads, table: Table) -> None:
     if out.numel() == 0 or call.key.numel() == 0 or (call.varlen and call.cu_seqlens_q.numel() == 1):
         for grad in grads.wanted():
@@ -239,7 +247,7 @@ def backward(call, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor 
     norm, low = p.rows(lse), None
     if o.LOW:
         norm, low = p.per_query(), p.per_query()
-        tile = table.forward
+        tile = beside_a_mask(table.forward)
         launch(
             gated_sdpa_norm, p.query_tiles(tile.m) * p.sizes.heads, tile,
             p.q, p.k, p.mask, p.rows(lse), norm, low, *p.sizes, p.scale, p.softcap, tiled(of_queries(o), tile),
@@ -265,17 +273,16 @@ def backward(call, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor 
     inputs = (p.q, p.k, p.v, p.mask, norm, low, delta, weight, d_out)
     call_of = (*p.sizes, p.scale, p.softcap)
     if grads.query is not None:
-        tile = table.dq
+        tile = table.dq if p.mask is None else beside_a_mask(table.dq)
         launch(
             gated_sdpa_dq, p.query_tiles(tile.m) * p.sizes.heads, tile,
             *inputs, p.rows(grads.query), p.cu_q, p.cu_k, *call_of, tiled(of_queries(o), tile),
         )  # fmt: skip
-    if o.GRAD_K or o.GRAD_V:
-        tile = table.dkdv
+    for tile, own in key_passes(of_products(o), table):
+        tile = tile if p.mask is None else beside_a_mask(tile, of_keys=True)
         launch(
             gated_sdpa_dkdv, p.key_tiles(tile.n) * (p.sizes.heads // p.sizes.group), tile,
-            *inputs, p.rows(grads.key), p.rows(grads.value), p.cu_q, p.cu_k, *call_of,
-            tiled(of_products(o), tile),
+            *inputs, p.rows(grads.key), p.rows(grads.value), p.cu_q, p.cu_k, *call_of, tiled(own, tile),
         )  # fmt: skip
     if (mask := grads.attn_mask) is not None:
         tile = table.mask_grad

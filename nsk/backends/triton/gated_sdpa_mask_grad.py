@@ -93,7 +93,7 @@ def gated_sdpa_mask_grad(
     KEEP_B: tl.constexpr, KEEP_H: tl.constexpr, KEEP_Q: tl.constexpr, KEEP_K: tl.constexpr,
 ):  # fmt: skip
     sizes = Sizes(batches, heads, group, sq, sk, bottom_right, window_left, window_right)
-    _, all_batches = some(KEEP_B, 1, sizes.batch)
+    all_batches = some(KEEP_B, 1, sizes.batch)[1]
     own_heads, all_heads = some(KEEP_H, sizes.heads, sizes.heads)
     own_q, q_blocks = some(KEEP_Q, tl.cdiv(sizes.sq, o.BLOCK_M), tl.cdiv(sizes.sq, o.BLOCK_M))
     own_k, k_blocks = some(KEEP_K, tl.cdiv(sizes.sk, o.BLOCK_N), tl.cdiv(sizes.sk, o.BLOCK_N))

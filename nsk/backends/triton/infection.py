@@ -18,7 +18,12 @@ from nsk.backends.triton.blocks import INFINITY, block_at, count_of, row_after, 
 def finite(x):
     """``x`` with zeros for what is not finite, and how many numbers that is."""
     sound = tl.abs(x.to(tl.float32)) < INFINITY
-    return tl.where(sound, x, 0.0).to(x.dtype), tl.sum(tl.sum(tl.where(sound, 0, 1), 1), 0)
+    more = tl.sum(tl.sum(tl.where(sound, 0, 1), 1), 0)
+    if x.shape[1] <= 64:
+        # Of a selection by elements alone the compiler has each warp do all of it, in the operand's own layout, which
+        # costs registers and time. Of wider tiles it is the copy in shared memory that costs more.
+        sound = sound | (more == 0)
+    return tl.where(sound, x, 0.0).to(x.dtype), more
 
 
 @triton.jit

@@ -5,7 +5,8 @@ compile for its architecture without a spilled register, the largest row tile fi
 compiles them all and shows what came out.
 
 Row tiles of 64 rows multiply on sm_90's and sm_100's own matrix instructions, those of fewer rows on the warps' older
-ones, which take tiles of 16 rows. At width 256 no row tile of 64 leaves enough registers.
+ones, which take tiles of 16 rows. At width 256, and on sm_100 on the way back at 128, no row tile of 64 leaves enough
+registers.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from nsk.backends.triton.device import tf32_allowed
 from nsk.spec.residual_mlp import ResidualMlpCall
 
-MAX_ROWS_WIDTH = 256  # wider networks are launched layer by layer
+MAX_ROWS_WIDTH = 256  # a row of a wider network does not fit on the chip: a launch per layer, not per network
 MAX_GROUPS = 65535  # of a launch's second axis
 MAX_ROWS = 2**31 - 2**10
 
@@ -61,10 +62,10 @@ class Plan:
     eps: float
 
 
-# Rows by width: BLOCK_M, CHUNKS, warps, stages, compile options (maxnreg: where the assembler spills at a limit of its
-# own). "half" is bfloat16 and float16, "tf32" float32 where torch may use it.
+# Rows by width: BLOCK_M, CHUNKS, warps, stages, compile options. "half" is bfloat16 and float16, "tf32" float32 where
+# torch may use it.
 _HALF_FORWARD = {16: (64, 1, 4, 2), 32: (64, 1, 4, 2), 64: (64, 1, 4, 2), 128: (64, 1, 8, 2), 256: (32, 4, 8, 2)}
-_HALF_BACKWARD = _HALF_FORWARD | {256: (16, 4, 8, 2)}
+_HALF_BACKWARD = _HALF_FORWARD | {64: (64, 1, 8, 2)}
 _SINGLE = {16: (32, 1, 4, 2), 32: (32, 1, 4, 2), 64: (16, 2, 4, 2), 128: (16, 4, 4, 2), 256: (16, 8, 8, 2)}
 _TF32 = {16: (32, 1, 4, 2), 32: (32, 1, 4, 2), 64: (32, 1, 4, 2), 128: (32, 2, 8, 2), 256: (16, 8, 8, 2)}
 _NVIDIA = {
@@ -75,7 +76,7 @@ _NVIDIA = {
     ("float32", "forward"): _SINGLE,
     ("float32", "backward"): _SINGLE,
 }
-_AMPERE = _NVIDIA | {("half", "backward"): _HALF_FORWARD | {128: (64, 2, 8, 2)}}
+_AMPERE = _NVIDIA | {("half", "backward"): _HALF_BACKWARD | {128: (64, 2, 8, 2)}}
 _AMD_HALF = {16: (64, 1, 4, 2), 32: (64, 1, 4, 2), 64: (64, 1, 4, 2), 128: (64, 1, 4, 2), 256: (64, 4, 4, 2)}
 _AMD_SINGLE = _SINGLE | {256: (16, 8, 4, 2)}
 _AMD = {
@@ -84,17 +85,33 @@ _AMD = {
     ("float32", "forward"): _AMD_SINGLE,
     ("float32", "backward"): _AMD_SINGLE,
 }
+_NO_LIMIT = ("maxnreg", 224)  # left to itself the assembler aims for more warps here, and spills a register or two
 ROWS = {
     "sm_80": _AMPERE,
-    "sm_86": _AMPERE,
-    "sm_90": _NVIDIA | {("half", "backward"): _HALF_FORWARD},
-    "sm_100": _NVIDIA,
+    "sm_86": _AMPERE
+    | {
+        ("tf32", "forward"): _TF32 | {64: (32, 1, 4, 2, _NO_LIMIT)},
+        ("float32", "forward"): _SINGLE | {128: (16, 4, 4, 2, _NO_LIMIT)},
+    },
+    "sm_90": _NVIDIA
+    | {
+        ("half", "backward"): _HALF_BACKWARD | {128: (64, 2, 8, 2), 256: (16, 4, 8, 2)},
+        ("float32", "forward"): _SINGLE | {128: (16, 4, 4, 2, _NO_LIMIT), 256: (16, 8, 8, 2, _NO_LIMIT)},
+    },
+    "sm_100": _NVIDIA
+    | {
+        ("half", "backward"): _HALF_BACKWARD | {128: (32, 1, 8, 2), 256: (16, 4, 8, 2)},
+        ("tf32", "forward"): _TF32 | {128: (32, 2, 8, 2, _NO_LIMIT)},
+        ("tf32", "backward"): _TF32 | {64: (32, 1, 4, 2, _NO_LIMIT)},
+        ("float32", "forward"): _SINGLE | {64: (16, 2, 4, 2, _NO_LIMIT)},
+    },
     "sm_120": _NVIDIA
     | {
-        ("half", "forward"): _HALF_FORWARD | {64: (64, 1, 8, 2)},
-        ("half", "backward"): _HALF_FORWARD | {256: (16, 4, 8, 2, ("maxnreg", 224))},
+        ("half", "forward"): _HALF_FORWARD | {64: (64, 1, 8, 2, _NO_LIMIT)},
+        ("half", "backward"): _HALF_BACKWARD | {128: (32, 1, 8, 2), 256: (16, 4, 8, 2, _NO_LIMIT)},
+        ("float32", "forward"): _SINGLE | {256: (16, 8, 8, 2, _NO_LIMIT)},
     },
-    "gfx942": _AMD,
+    "gfx942": _AMD | dict.fromkeys((("half", "forward"), ("half", "backward")), _AMD_HALF | {256: (32, 2, 4, 1)}),
     "gfx950": _AMD,
 }
 
@@ -111,7 +128,7 @@ _TILED = {
     ("float32", "parameters"): (64, 64, 16, 8, 2),
 }
 TILES = dict.fromkeys(ROWS, _TILED)
-TILES["sm_100"] = _TILED | {("half", "forward"): (64, 128, 64, 8, 2, ("maxnreg", 224))}
+TILES["sm_100"] = _TILED | {("half", "forward"): (64, 128, 64, 8, 2, _NO_LIMIT)}
 
 _VECTORS = Launch(4, 1)
 

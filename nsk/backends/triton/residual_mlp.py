@@ -1,8 +1,11 @@
 """The deep residual MLP in Triton: what it refuses, its forward, its backward.
 
 Everything is seen with a group axis: x ``[G, B, W]``, weight ``[G, L, W, W]``, the others ``[G, L, W]``. What is kept
-lies in dense rows, ``stream`` as ``[G, N, R, W]`` and ``normalised`` as ``[G, L, R, W]``, with R the batch rounded up
-to a multiple of 16.
+holds rows of W features one after the other: the stream is seen as ``[G, N, R, W]``, the normalised rows as
+``[G, L, R, W]``, with R the batch rounded up to a multiple of 16.
+
+Networks of up to 256 features run in one launch forward, whatever their depth. Wider ones take a launch per layer and
+one more, forward and backward: more than three a block, if blocks have more than one layer or so.
 
 The backward goes through the blocks from last to first in *passes* of as many blocks as its scratch may hold, most
 often one pass for all. A pass computes what was not kept again, takes the gradient through its layers, which leaves
@@ -15,7 +18,7 @@ from torch import Tensor
 
 from nsk.backends.triton.device import family
 from nsk.backends.triton.mlp_tables import plan_of, refusals
-from nsk.spec.residual_mlp import STRIP, ResidualMlpCall, ResidualMlpGrads, ResidualMlpKept
+from nsk.spec.residual_mlp import ResidualMlpCall, ResidualMlpGrads, ResidualMlpKept
 
 MAX_BLOCKS = 65535  # of a launch's third axis
 SCRATCH_FLOOR = 64 << 20  # bytes that a pass of the backward may use in any case
@@ -89,14 +92,18 @@ def _rows(call: ResidualMlpCall, kept: ResidualMlpKept) -> tuple[Tensor | None, 
     """What is kept, as this backend lays it out; ``None`` where it is not."""
 
     def rows(t: Tensor) -> Tensor | None:
-        return None if t.ndim == 1 else t.view(*t.shape[:2], t.shape[2] * STRIP, call.width)
+        return t.unflatten(2, (-1, call.width)) if _is_kept(t) else None
 
-    return rows(kept.stream), rows(kept.normalised), None if kept.rstd.ndim == 1 else kept.rstd
+    return rows(kept.stream), rows(kept.normalised), kept.rstd if _is_kept(kept.rstd) else None
+
+
+def _is_kept(t: Tensor) -> bool:
+    return t.ndim > 1  # the spec's mark of what is not: a single dimension, of size 0
 
 
 def _blocks_per_pass(call: ResidualMlpCall, kept: ResidualMlpKept, parameters: bool) -> int:
     """As many blocks as fit in a scratch of twice what was kept: what the forward could afford, the backward can."""
-    slabs = parameters + (kept.normalised.ndim == 1)  # of a layer's size each
+    slabs = parameters + (not _is_kept(kept.normalised))  # of a layer's size each
     a_block = slabs * call.groups * call.layers_per_block * call.rows * call.width * call.weight.element_size()
     budget = max(SCRATCH_FLOOR, 2 * sum(t.numel() * t.element_size() for t in kept.tensors()))
     return min(call.depth // call.layers_per_block, max(1, budget // max(a_block, 1)), MAX_BLOCKS)

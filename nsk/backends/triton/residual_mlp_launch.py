@@ -77,9 +77,6 @@ def forward_span(
     plan: Plan, network: Network, x: Tensor, y: Tensor, stream: Tensor | None, normalised: Tensor | None, rstd
 ) -> None:
     """``y`` and what is to be kept of the layers of ``network``."""
-    if stream is None and isinstance(plan.forward, Rows):
-        stream = x.new_empty((x.shape[0], 1, *x.shape[1:]), dtype=torch.float32)
-        stream = stream.expand(-1, network.weight.shape[1] // plan.layers_per_block, -1, -1)
     run = _forward_rows if isinstance(plan.forward, Rows) else _forward_tiles
     run(plan, network, x, y, stream, normalised, rstd)
 
@@ -91,7 +88,7 @@ def normalised_again(plan: Plan, network: Network, stream: Tensor, rows: int) ->
     normalised = stream.new_empty((groups, depth, kept_rows, width), dtype=network.weight.dtype)
     rstd = stream.new_empty((groups, depth, kept_rows))
     if isinstance(plan.forward, Rows):
-        _forward_rows(plan, network, stream[:, 0, :rows], None, stream, normalised, rstd)
+        _forward_rows(plan, network, stream[:, :, :rows], None, None, normalised, rstd)
     else:
         for block in range(blocks):
             layers = slice(block * plan.layers_per_block, (block + 1) * plan.layers_per_block)
@@ -101,14 +98,16 @@ def normalised_again(plan: Plan, network: Network, stream: Tensor, rows: int) ->
 
 
 def _forward_rows(plan, network, x, y, stream, normalised, rstd) -> None:
+    """Without ``y`` x is each block's input, ``[G, blocks, B, W]``, and the blocks run side by side."""
     config = plan.forward
-    groups, rows, width = x.shape
-    layers = network.weight.shape[1]
-    blocks, layers = (1, layers) if y is not None else (layers // plan.layers_per_block, plan.layers_per_block)
+    groups, *_, rows, width = x.shape
+    blocks, x_block = (1, 0) if y is not None else (x.shape[1], x.stride(1))
     launch(
         rows_kernels.forward_rows, (triton.cdiv(rows, config.block_m), groups, blocks), config,
-        _batch(x), *map(_layers, (network.weight, network.bias, network.gain, network.shift)), _batch(y),
-        *map(_layers, (stream, normalised, rstd)), rows, layers, plan.layers_per_block, stream.stride(1), plan.eps,
+        Batch(x, x.stride(0), x.stride(-2)),
+        *map(_layers, (network.weight, network.bias, network.gain, network.shift)), _batch(y),
+        *map(_layers, (stream, normalised, rstd)), rows, network.weight.shape[1] // blocks, plan.layers_per_block,
+        x_block, plan.eps,
         WIDTH=width, BLOCK_M=config.block_m, BLOCK_W=plan.block_w, CHUNKS=config.chunks, ACTIVATION=plan.activation,
         PRECISION=plan.precision,
     )  # fmt: skip

@@ -70,17 +70,18 @@ def activate(n, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
-def slope(n, ACTIVATION: tl.constexpr):
-    """``act'(n)`` in float32."""
+def through(da, n, ACTIVATION: tl.constexpr):
+    """``da``, the gradient of ``act(n)``, as that of ``n``. What relu stops is 0 whatever came, as in torch: not
+    0 times NaN."""
     if ACTIVATION == RELU:
-        return tl.where(n > 0, 1.0, 0.0)
+        return tl.where(n <= 0, 0.0, da)
     elif ACTIVATION == SILU:
         s = tl.sigmoid(n)
-        return s * (1.0 + n * (1.0 - s))
+        return da * (s * (1.0 + n * (1.0 - s)))
     else:
         s = tl.sigmoid((n * n * n * GELU_CUBIC + n) * GELU_SLOPE)
         inner = (n * n * (3.0 * GELU_CUBIC) + 1.0) * GELU_SLOPE
-        return s * (1.0 + n * (1.0 - s) * inner)
+        return da * (s * (1.0 + n * (1.0 - s) * inner))
 
 
 @triton.jit
@@ -98,8 +99,14 @@ def normalise(z, eps, WIDTH: tl.constexpr, BLOCK_W: tl.constexpr):
     mean, then the squares of what is left."""
     mean = tl.sum(z, 1) / WIDTH
     z = inside(z - mean[:, None], WIDTH, BLOCK_W)
-    rstd = 1.0 / tl.sqrt((tl.sum(z * z, 1) / WIDTH + eps).to(tl.float32))
+    rstd = inverse_root(tl.sum(z * z, 1) / WIDTH + eps)
     return z * rstd[:, None], rstd
+
+
+@triton.jit
+def inverse_root(x):
+    """``1 / sqrt(x)``, correctly rounded both times: it scales a whole row, and there is one per row."""
+    return tl.div_rn(1.0, tl.sqrt_rn(x.to(tl.float32)))
 
 
 @triton.jit

@@ -58,7 +58,8 @@ def weight_gradients(
         dz = tl.load(dz_p, mask=here & in_out, other=0.0)
         t = tl.load(t_p, mask=here & in_into, other=0.0).to(tl.float32)
         if not BEGINS:
-            t = activate(t * scale + offset, ACTIVATION)
+            # Rows beyond the batch too have a gain and a shift, and 0 times infinity is NaN.
+            t = tl.where(here, activate(t * scale + offset, ACTIVATION), 0.0)
         total = tl.dot(tl.trans(dz), t.to(dz.dtype), total, input_precision=PRECISION)
         t_p += BLOCK_K * WIDTH
         dz_p += BLOCK_K * WIDTH

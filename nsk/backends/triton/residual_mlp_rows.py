@@ -2,14 +2,15 @@
 
     t = h;   t <- act(gain * normalise(t w^T + b) + shift), layer by layer;   h <- h + t at the end of each block
 
-A program owns BLOCK_M rows of one network and takes them through the layers. ``t``, rounded to the weight's type as the
-next product's operand, stays in registers, and weights stream in, the next piece while the present one is multiplied.
-``h`` (float32) is wanted once per block: it waits in memory, where the backward wants it anyway, and leaves its
-registers to the layers. Rows are independent: no program waits for another, and nothing is summed across programs.
+A program owns BLOCK_M rows of one network and takes them through the layers. ``h`` (float32) and ``t``, rounded to the
+weight's type as the next product's operand, stay in registers, and weights stream in, the next piece while the present
+one is multiplied: x is read once, y written once, and beside them only what is kept. Rows are independent: no program
+waits for another, and nothing is summed across programs.
 
-The way back is the same with the layers in reverse, ``dh`` waiting in memory. It starts from what the forward kept.
-Where that is the stream alone, the forward runs AGAIN first, now on all blocks side by side, as each one's input is
-known. It is compiled without fused multiply-adds, so that it gives the same bits whatever it is told to keep.
+The way back is the same with the layers in reverse, and starts from what the forward kept. It needs more registers, so
+``dh``, which is wanted once per block, waits in memory. Where the stream alone was kept, the forward runs AGAIN first,
+now on all blocks side by side, as each one's input is known. It is compiled without fused multiply-adds, so that it
+gives the same bits whatever it is told to keep.
 """
 
 from __future__ import annotations
@@ -21,11 +22,10 @@ from nsk.backends.triton.residual_mlp_math import (
     activate,
     batch_tile,
     in_tile,
-    inside,
     load_features,
     multiply,
     normalise,
-    slope,
+    through,
 )
 
 # No kernel of its own for a batch of one row, or of a multiple of 16.
@@ -40,7 +40,7 @@ def forward_rows(
     gain,
     shift,
     y,  # Batch; data None: AGAIN
-    stream,  # Layers of [rows, W], one per block; where it is not kept a single one, 0 apart
+    stream,  # Layers of [rows, W], one per block, float32; data None: not kept
     normalised,  # Layers of [rows, W]; data None: not kept
     rstd,  # Layers of [rows]
     rows,
@@ -71,11 +71,14 @@ def forward_rows(
         rstd_out = rstd.data + group * rstd.group + before * rstd.layer + first
 
     h = tl.load(batch_tile(x, group, first, BLOCK_M, BLOCK_W) + block * x_block, mask=here, other=0.0).to(tl.float32)
-    if y.data is not None:
-        h_p = stream.data + group * stream.group + first * WIDTH
-        tl.store(h_p + at, h, mask=here)
+    if stream.data is not None:
+        h_out = stream.data + group * stream.group + first * WIDTH
     t = h.to(w.dtype.element_ty)
     for layer in range(layers):
+        if stream.data is not None:  # noqa: SIM102  at compile time, the next one at run time
+            if layer % layers_per_block == 0:
+                tl.store(h_out + at, h, mask=here)
+                h_out += stream.layer
         z = multiply(t, w, True, WIDTH, BLOCK_M, BLOCK_W, CHUNKS, PRECISION) + load_features(b, WIDTH, BLOCK_W)
         unit, r = normalise(z, eps, WIDTH, BLOCK_W)
         if normalised.data is not None:
@@ -84,20 +87,17 @@ def forward_rows(
             unit_out += normalised.layer
             rstd_out += rstd.layer
         a = activate(unit * load_features(g, WIDTH, BLOCK_W) + load_features(s, WIDTH, BLOCK_W), ACTIVATION)
-        if y.data is not None:  # noqa: SIM102  at compile time, the next one at run time
+        if y.data is not None:  # noqa: SIM102
             if (layer + 1) % layers_per_block == 0:
-                a += tl.load(h_p + at, mask=here, other=0.0)
-                h_p += stream.layer
-                if layer + 1 < layers:
-                    tl.store(h_p + at, a, mask=here)
-                else:
-                    out = batch_tile(y, group, first, BLOCK_M, BLOCK_W)
-                    tl.store(out, a.to(y.data.dtype.element_ty), mask=here)
+                h += a
+                a = h
         t = a.to(w.dtype.element_ty)
         w += weight.layer
         b += bias.layer
         g += gain.layer
         s += shift.layer
+    if y.data is not None:
+        tl.store(batch_tile(y, group, first, BLOCK_M, BLOCK_W), h.to(y.data.dtype.element_ty), mask=here)
 
 
 @triton.jit(do_not_specialize=SIZES)
@@ -146,10 +146,11 @@ def backward_rows(
         unit = tl.load(unit_in + at, mask=here, other=0.0).to(tl.float32)
         r = tl.load(rstd_in + row, mask=row < rows - first, other=0.0)
         scale = load_features(g, WIDTH, BLOCK_W)
-        dn = da * slope(unit * scale + load_features(s, WIDTH, BLOCK_W), ACTIVATION)
+        # Rows beyond the batch have parameters too, and 0 times NaN must not get from there into the columns' sums.
+        dn = tl.where(here, through(da, unit * scale + load_features(s, WIDTH, BLOCK_W), ACTIVATION), 0.0)
         du = dn * scale
         dz = du - tl.sum(du, 1)[:, None] / WIDTH - unit * (tl.sum(du * unit, 1)[:, None] / WIDTH)
-        dz = inside(dz * r[:, None], WIDTH, BLOCK_W)
+        dz = tl.where(here, dz * r[:, None], 0.0)
         if products.data is not None:
             store_sums(sums_out, dz, dn * unit, dn, WIDTH, BLOCK_W)
             tl.store(dz_out + at, dz.to(products.data.dtype.element_ty), mask=here)

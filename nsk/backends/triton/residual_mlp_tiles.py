@@ -23,7 +23,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from nsk.backends.triton.residual_mlp_math import activate, batch_rows, slope
+from nsk.backends.triton.residual_mlp_math import activate, batch_rows, inverse_root, through
 
 FROM_INPUT: tl.constexpr = tl.constexpr(0)
 FROM_LAYER: tl.constexpr = tl.constexpr(1)
@@ -46,7 +46,7 @@ def _row_statistics(p, exists, rows, eps, WIDTH: tl.constexpr, BLOCK_M: tl.const
         count = min(WIDTH - tile * BLOCK_N, BLOCK_N)
         off = tl.load(p + 2 * tile * step, mask=exists, other=0.0) - mean
         square += tl.load(p + (2 * tile + 1) * step, mask=exists, other=0.0) + count * off * off
-    return mean, 1.0 / tl.sqrt((square / WIDTH + eps).to(tl.float32))
+    return mean, inverse_root(square / WIDTH + eps)
 
 
 @triton.jit
@@ -227,7 +227,8 @@ def backward_tiles(
         unit = tl.load(unit_p + at, mask=here, other=0.0).to(tl.float32)
         scale = tl.load(gain.data + group * gain.group + n, mask=n < WIDTH, other=0.0).to(tl.float32)[None, :]
         offset = tl.load(shift.data + group * shift.group + n, mask=n < WIDTH, other=0.0).to(tl.float32)[None, :]
-        dn = da * slope(unit * scale + offset, ACTIVATION)
+        # Rows beyond the batch have parameters too, and 0 times NaN must not get from there into the columns' sums.
+        dn = tl.where(here, through(da, unit * scale + offset, ACTIVATION), 0.0)
         if sums_below.data is not None:
             below = sums_below.data + group * sums_below.group + (row_tile * 3 + 1) * WIDTH + n
             tl.store(below, tl.sum(dn * unit, 0), mask=n < WIDTH)

@@ -113,13 +113,17 @@ def install() -> None:
     load, store = builder.create_masked_load, builder.create_masked_store
     run = interpreter.InterpretedFunction.run
 
+    def boolean(mask):
+        """Triton 3.9 makes integers of a scalar's comparisons, and then refuses them as masks."""
+        return mask if mask.data.dtype == bool else interpreter.TensorHandle(mask.data.astype(bool), mask.dtype)
+
     def watched_load(pointers, mask, *rest):
         _watch[-1].access(pointers.data, mask.data, _watch[-1].read)
-        return load(pointers, mask, *rest)
+        return load(pointers, boolean(mask), *rest)
 
     def watched_store(pointers, value, mask, *rest):
         _watch[-1].access(pointers.data, mask.data, _watch[-1].written)
-        return store(pointers, value, mask, *rest)
+        return store(pointers, value, boolean(mask), *rest)
 
     def watched_run(self, *args, **kwargs):
         watch = _watch[-1]

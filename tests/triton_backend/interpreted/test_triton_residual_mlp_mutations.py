@@ -13,7 +13,10 @@ from nsk.backends.triton import residual_mlp_tiles as tiles
 
 # kind of kernels, function, what stands there, what shall
 FLAWS = {
-    "no residual": ("rows", rows.forward_rows, "a += tl.load(h_p + at, mask=here, other=0.0)", "a += 0.0"),
+    "no residual": ("rows", rows.forward_rows, "h += a", "h = a"),
+    "no bias": ("rows", rows.forward_rows, "+ load_features(b, WIDTH, BLOCK_W)", ""),
+    "no shift": ("rows", rows.forward_rows, "+ load_features(s, WIDTH, BLOCK_W)", ""),
+    "no eps": ("rows", math.normalise, "/ WIDTH + eps", "/ WIDTH"),
     "blocks end a layer late": (
         "rows",
         rows.forward_rows,
@@ -26,7 +29,10 @@ FLAWS = {
     "statistics over the tile": ("rows", math.normalise, "tl.sum(z, 1) / WIDTH", "tl.sum(z, 1) / BLOCK_W"),
     "weight not transposed": ("rows", rows.forward_rows, "multiply(t, w, True", "multiply(t, w, False"),
     "a chunk twice": ("rows", math.multiply, "chunk * COLUMNS", "0 * COLUMNS"),
-    "slope without its second term": ("rows", math.slope, "s * (1.0 + n * (1.0 - s))", "s"),
+    "slope without its second term": ("rows", math.through, "da * (s * (1.0 + n * (1.0 - s)))", "da * s"),
+    "no gain in du": ("rows", rows.backward_rows, "du = dn * scale", "du = dn"),
+    "no rstd in dz": ("rows", rows.backward_rows, "dz * r[:, None]", "dz"),
+    "weight transposed in the chain": ("rows", rows.backward_rows, "w, False,", "w, True,"),
     "no mean of du": ("rows", rows.backward_rows, "du - tl.sum(du, 1)[:, None] / WIDTH", "du"),
     "no mean of du unit": ("rows", rows.backward_rows, "unit * (tl.sum(du * unit, 1)[:, None] / WIDTH)", "0.0"),
     "no residual gradient": ("rows", rows.backward_rows, "da += tl.load(dh_p + at, mask=here, other=0.0)", "da += 0.0"),
@@ -55,13 +61,30 @@ FLAWS = {
 }
 
 
-@pytest.mark.parametrize("flaw", FLAWS.values(), ids=FLAWS)
-def test_flaw_is_found(flaw):
+OF_GROUPS = {
+    "group 0's weights": ("rows", rows.forward_rows, "group * weight.group", "0 * weight.group"),
+    "group 0's weights, wide": ("tiles", tiles.forward_tiles, "group * weight.group", "0 * weight.group"),
+}
+AGAIN = {
+    "every block from the first one's input": ("rows", rows.forward_rows, "block * x_block", "0 * x_block"),
+    "every block with the first one's layers": ("rows", rows.forward_rows, "before = block *", "before = 0 * block *"),
+    "half of what goes into a block": ("rows", rows.forward_rows, "(h_out + at, h,", "(h_out + at, h * 0.5,"),
+}
+ALL = {name: (flaw, dict(eps=0.1)) for name, flaw in FLAWS.items()}
+ALL |= {name: (flaw, dict(groups=2)) for name, flaw in OF_GROUPS.items()}
+ALL |= {name: (flaw, dict(checkpoint="block")) for name, flaw in AGAIN.items()}
+
+
+def case_of(options: dict):
+    return small(bias_mean=1.0, blocks=2, **options)
+
+
+@pytest.mark.parametrize(("flaw", "options"), ALL.values(), ids=ALL)
+def test_flaw_is_found(flaw, options):
     kind, function, old, new = flaw
-    case = small(bias_mean=1.0, blocks=2)
     with mutated(function, old, new):
         try:
-            found = failures(case, kind)
+            found = failures(case_of(options), kind)
         except Exception as error:
             if "OutOfBounds" not in repr(error) and not isinstance(error, OutOfBounds):
                 raise
@@ -69,6 +92,7 @@ def test_flaw_is_found(flaw):
     assert found
 
 
-def test_unmutated():
-    for kind in ("rows", "tiles"):
-        assert not failures(small(bias_mean=1.0, blocks=2), kind)
+@pytest.mark.parametrize("options", [dict(eps=0.1), dict(groups=2), dict(checkpoint="block")], ids=str)
+@pytest.mark.parametrize("kind", ["rows", "tiles"])
+def test_unmutated(kind, options):
+    assert not failures(case_of(options), kind)

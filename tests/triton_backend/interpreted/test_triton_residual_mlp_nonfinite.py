@@ -11,11 +11,10 @@ import torch
 from cases import Inputs
 from harness import Results
 from mlp import KINDS, TRITON, launched_as
-from residual_mlp_cases import ACTIVATIONS, DIFFERENTIABLE, Case, make_inputs
+from residual_mlp_cases import DIFFERENTIABLE, Case, make_inputs
 from residual_mlp_harness import compare, judge, run
 
 NAN, INF = math.nan, math.inf
-BAD = pytest.mark.parametrize("bad", [NAN, INF, -INF], ids=["nan", "inf", "-inf"])
 KIND = pytest.mark.parametrize("kind", KINDS)
 # A tile that is not full, and features beyond the width: 0 times what is not finite must not come from there.
 CASE = Case(seed=100, rows=(19,), width=21, blocks=2, layers_per_block=2)
@@ -45,8 +44,7 @@ def as_reference(case: Case, inputs: Inputs, kind: str) -> Results:
 
 
 @KIND
-@BAD
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(("activation", "bad"), [("silu", NAN), ("gelu_tanh", INF), ("relu", -INF), ("relu", NAN)])
 def test_a_bad_row_of_x(activation: str, bad: float, kind: str):
     """It stays in its row of y and of the gradient, and reaches the parameters' gradients."""
     case = replace(CASE, activation=activation, checkpoint="block" if bad == INF else "none")
@@ -62,8 +60,7 @@ def test_a_bad_row_of_x(activation: str, bad: float, kind: str):
 
 
 @KIND
-@BAD
-@pytest.mark.parametrize("activation", ["silu", "relu"])
+@pytest.mark.parametrize(("activation", "bad"), [("silu", NAN), ("silu", INF), ("relu", NAN), ("relu", -INF)])
 def test_a_bad_incoming_gradient(activation: str, bad: float, kind: str):
     """What relu stops is 0, even if what comes is NaN."""
     case = replace(CASE, activation=activation)
@@ -79,8 +76,7 @@ def test_a_bad_incoming_gradient(activation: str, bad: float, kind: str):
 
 
 @KIND
-@BAD
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(("activation", "bad"), [("relu", NAN), ("relu", INF), ("relu", -INF), ("silu", NAN)])
 def test_a_bad_parameter(activation: str, bad: float, kind: str):
     case = replace(CASE, activation=activation)
     for i, name in enumerate(DIFFERENTIABLE[1:]):
@@ -104,7 +100,7 @@ def test_a_bad_vector_and_rows_beyond_the_batch(name: str, kind: str):
 
 @KIND
 def test_a_bad_group_stays_alone(kind: str):
-    case = replace(CASE, groups=3)
+    case = replace(CASE, groups=3, rows=(5,), blocks=1)
     clean, dirty = results_of(case, make_inputs(case), kind), make_inputs(case)
     fill(dirty, "weight", (1, 0, 0, 0), NAN)
     results = as_reference(case, dirty, kind)
@@ -149,7 +145,7 @@ def test_a_mean_far_from_zero_costs_no_variance(kind: str):
 def test_large_and_tiny_numbers(kind: str):
     """Far from each other, and from overflow."""
     for gain, x in ((1e12, 1.0), (1e-12, 1.0), (1e-6, 1e12), (1.0, 1e-30)):
-        case = replace(CASE, gain=gain, eps=0.0 if gain < 1 else 1e-6)
+        case = replace(CASE, blocks=1, gain=gain, eps=0.0 if gain < 1 else 1e-6)
         inputs = make_inputs(case)
         fill(inputs, "x", ..., inputs.tensors["x"] * x)
         as_reference(case, inputs, kind)
