@@ -100,7 +100,7 @@ ROWS = {
     },
     "sm_100": _NVIDIA
     | {
-        ("half", "backward"): _HALF_BACKWARD | {128: (32, 1, 8, 2), 256: (16, 4, 8, 2)},
+        ("half", "backward"): _HALF_BACKWARD | {128: (32, 1, 8, 2), 256: (16, 4, 8, 2, _NO_LIMIT)},
         ("tf32", "forward"): _TF32 | {128: (32, 2, 8, 2, _NO_LIMIT)},
         ("tf32", "backward"): _TF32 | {64: (32, 1, 4, 2, _NO_LIMIT)},
         ("float32", "forward"): _SINGLE | {64: (16, 2, 4, 2, _NO_LIMIT)},
@@ -109,10 +109,11 @@ ROWS = {
     | {
         ("half", "forward"): _HALF_FORWARD | {64: (64, 1, 8, 2, _NO_LIMIT)},
         ("half", "backward"): _HALF_BACKWARD | {128: (32, 1, 8, 2), 256: (16, 4, 8, 2, _NO_LIMIT)},
+        ("tf32", "backward"): _TF32 | {128: (32, 2, 8, 2, _NO_LIMIT)},
         ("float32", "forward"): _SINGLE | {256: (16, 8, 8, 2, _NO_LIMIT)},
     },
     "gfx942": _AMD | dict.fromkeys((("half", "forward"), ("half", "backward")), _AMD_HALF | {256: (32, 2, 4, 1)}),
-    "gfx950": _AMD,
+    "gfx950": _AMD | {("half", "backward"): _AMD_HALF | {256: (32, 4, 4, 2)}},
 }
 
 # Tiles: BLOCK_M, BLOCK_N, BLOCK_K, warps, stages, compile options.

@@ -20,10 +20,10 @@ BATCH, DEPTH, PER_BLOCK = 512, 64, 4  # the workload whose FLOPs and bytes are c
 
 _INTEGERS = ("rows", "layers", "layers_per_block", "x_block", "shares")
 _BATCHES = (
-    "x", "y", "grad_in", "grad_out", "waiting", "h_in", "h_out", "z_in", "z_out", "dh_in", "dh_out", "du_in", "du_out",
+    "x", "y", "grad_in", "grad_out", "h_in", "h_out", "z_in", "z_out", "dh_in", "dh_out", "du_in", "du_out",
 )  # fmt: skip
 _FLOAT32 = (
-    "stream", "waiting", "rstd", "sums", "sums_below", "parts_in", "parts_out", "h_in", "h_out", "dh_in", "dh_out",
+    "stream", "rstd", "sums", "sums_below", "parts_in", "parts_out", "h_in", "h_out", "dh_in", "dh_out",
 )  # fmt: skip
 _LAYER_SOURCES = {"input": 0, "layer": 1, "block": 2}
 

@@ -180,12 +180,11 @@ def backward_span(
 def _backward_rows(plan, network, grad_in, grad_out, normalised, rstd, trace) -> None:
     config = plan.backward
     groups, rows, width = grad_in.shape
-    waiting = torch.empty(grad_in.shape, dtype=torch.float32, device=grad_in.device)
     traced = (trace.products, trace.sums) if trace else (None, None)
     launch(
         rows_kernels.backward_rows, (triton.cdiv(rows, config.block_m), groups), config,
         _batch(grad_in), *map(_layers, (network.weight, network.gain, network.shift, normalised, rstd)),
-        _batch(grad_out), _batch(waiting), *map(_layers, traced), rows, network.weight.shape[1], plan.layers_per_block,
+        _batch(grad_out), *map(_layers, traced), rows, network.weight.shape[1], plan.layers_per_block,
         WIDTH=width, BLOCK_M=config.block_m, BLOCK_W=plan.block_w, CHUNKS=config.chunks, ACTIVATION=plan.activation,
         PRECISION=plan.precision,
     )  # fmt: skip

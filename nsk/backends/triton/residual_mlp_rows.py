@@ -7,10 +7,10 @@ weight's type as the next product's operand, stay in registers, and weights stre
 one is multiplied: x is read once, y written once, and beside them only what is kept. Rows are independent: no program
 waits for another, and nothing is summed across programs.
 
-The way back is the same with the layers in reverse, and starts from what the forward kept. It needs more registers, so
-``dh``, which is wanted once per block, waits in memory. Where the stream alone was kept, the forward runs AGAIN first,
-now on all blocks side by side, as each one's input is known. It is compiled without fused multiply-adds, so that it
-gives the same bits whatever it is told to keep.
+The way back is the same with the layers in reverse, and starts from what the forward kept. ``dh``, which is wanted once
+per block, stays in registers too: from memory other threads than those that wrote would read it. Where the stream alone
+was kept, the forward runs AGAIN first, now on all blocks side by side, as each one's input is known. It is compiled
+without fused multiply-adds, so that it gives the same bits whatever it is told to keep.
 """
 
 from __future__ import annotations
@@ -109,7 +109,6 @@ def backward_rows(
     normalised,  # Layers of [rows, W]
     rstd,  # Layers of [rows]
     grad_out,  # Batch: of what goes into the first block; data None: not wanted
-    waiting,  # Batch, float32: room for dh, of what goes into the present block
     products,  # Layers of [rows, W]: the gradient of each layer's product; data None: no parameter wants its own
     sums,  # Layers of [programs, 3, W]: each program's share in the gradients of bias, gain and shift
     rows,
@@ -139,8 +138,7 @@ def backward_rows(
         sums_out = sums.data + group * sums.group + last * sums.layer + tile * 3 * WIDTH
 
     da = tl.load(batch_tile(grad_in, group, first, BLOCK_M, BLOCK_W), mask=here, other=0.0).to(tl.float32)
-    dh_p = waiting.data + group * waiting.group + first * WIDTH
-    tl.store(dh_p + at, da, mask=here)
+    dh = da  # of what goes into the present block
     for back in range(layers):
         layer = layers - 1 - back
         unit = tl.load(unit_in + at, mask=here, other=0.0).to(tl.float32)
@@ -158,8 +156,8 @@ def backward_rows(
             sums_out -= sums.layer
         da = multiply(dz.to(w.dtype.element_ty), w, False, WIDTH, BLOCK_M, BLOCK_W, CHUNKS, PRECISION)
         if layer % layers_per_block == 0:
-            da += tl.load(dh_p + at, mask=here, other=0.0)
-            tl.store(dh_p + at, da, mask=here)
+            dh += da
+            da = dh
         unit_in -= normalised.layer
         rstd_in -= rstd.layer
         w -= weight.layer

@@ -105,8 +105,15 @@ TILES: dict[str, dict[str, Row]] = {
     },
 }
 
-# Tiles that Triton compiles with spills from some version on, and what takes their place there.
-SINCE: dict[tuple[int, int], dict[tuple[str, str, int], Tile]] = {
+# Tiles that one version of Triton compiles with spills, and what takes their place there.
+UNDER: dict[tuple[int, ...], dict[tuple[str, str, int], Tile]] = {
+    (3, 8): {
+        ("sm_80", "dkdv", 64): Tile(32, 128, 8, 3),
+        ("sm_90", "forward", 128): Tile(128, 32, 8, 3),
+        ("sm_90", "forward", 256): Tile(64, 16, 8, 2),
+        ("sm_100", "decode", 128): Tile(64, 32, 8, 2),
+        ("gfx942", "dkdv", 128): Tile(32, 32, 4, 1),
+    },
     (3, 9): {("sm_90", "forward", 256): Tile(64, 16, 8, 2)},
 }
 
@@ -158,7 +165,7 @@ def table_of(
     half = dtype != torch.float32
     tables = TILES if half else TF32 if tf32 and family in TF32 else SINGLE
     tiles: dict[str, Any] = {name: row[bucket] for name, row in tables[family].items()}
-    for since, changed in SINCE.items():
-        if half and version >= since:
-            tiles |= {name: tile for (of, name, at), tile in changed.items() if (of, at) == (family, bucket)}
+    if half:
+        changed = UNDER.get(version, {})
+        tiles |= {name: tile for (of, name, at), tile in changed.items() if (of, at) == (family, bucket)}
     return Table(**tiles, join=JOIN, rows=ROWS[bucket], multiprocessors=multiprocessors)

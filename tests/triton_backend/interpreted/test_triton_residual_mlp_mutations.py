@@ -35,7 +35,7 @@ FLAWS = {
     "weight transposed in the chain": ("rows", rows.backward_rows, "w, False,", "w, True,"),
     "no mean of du": ("rows", rows.backward_rows, "du - tl.sum(du, 1)[:, None] / WIDTH", "du"),
     "no mean of du unit": ("rows", rows.backward_rows, "unit * (tl.sum(du * unit, 1)[:, None] / WIDTH)", "0.0"),
-    "no residual gradient": ("rows", rows.backward_rows, "da += tl.load(dh_p + at, mask=here, other=0.0)", "da += 0.0"),
+    "no residual gradient": ("rows", rows.backward_rows, "dh += da", "dh = da"),
     "gain's and shift's swapped": ("rows", rows.backward_rows, "dn * unit, dn", "dn, dn * unit"),
     "rows of the last tile left out": ("rows", parameters.weight_gradients, "range(0, rows,", "range(0, rows - 16,"),
     "products crosswise": (
