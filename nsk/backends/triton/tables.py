@@ -6,7 +6,7 @@ whose products may run on tensor cores.
 
 Of the tiles that were tried each is the largest, or near it, that ``python -m benchmarks.aot`` finds to fit its
 architecture with every Triton that the backend takes: without spills, within the shared and tensor memory, on the
-matrix instructions meant for it. None has been timed.
+matrix instructions meant for it; of the few that still spill some bytes it says so. None has been timed.
 """
 
 from __future__ import annotations
