@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.util
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -14,6 +13,7 @@ from cases import Case, Inputs, make_inputs
 from torch import Tensor
 
 import nsk
+from nsk.backends.triton.device import triton_version
 from nsk.reference.budget import BudgetReport, within_budget
 from nsk.reference.gated_sdpa import gated_sdpa_reference
 from nsk.reference.terms import sizes_of_terms
@@ -48,8 +48,7 @@ def cpu_targets() -> list[Target]:
     return [Target("cpu", isa) for isa in _native.isas()]
 
 
-_TRITON = importlib.util.find_spec("triton")
-HAS_TRITON = _TRITON is not None and _TRITON.origin is not None  # a mere folder of that name has no origin
+HAS_TRITON = triton_version() is not None
 CPU = cpu_targets()
 ALL = [*CPU, Target("eager")]
 
@@ -216,3 +215,12 @@ def check(case: Case, target: Target) -> None:
         results = run(case, inputs)
     for name, report in compare(case.dtype, results, baseline, oracle, terms).items():
         report.check(f"{case} on {target}: {name}")
+
+
+def to_gpu(t: Tensor | None) -> Tensor | None:
+    """The same values in the same layout on the GPU, a leaf again."""
+    if t is None:
+        return None
+    span = 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) if t.numel() else 0
+    moved = t.detach().as_strided((span,), (1,)).cuda().as_strided(t.shape, t.stride())
+    return moved.requires_grad_(t.requires_grad)

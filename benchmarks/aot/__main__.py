@@ -6,9 +6,10 @@ Needs Triton, and no GPU. Ends with 1 if a cell fails.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import sys
+
+from nsk.backends.triton.device import triton_version
 
 
 def main() -> int:
@@ -19,8 +20,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, help="compilations at a time (default: one per core)")
     parser.add_argument("--no-cache", action="store_true", help="compile everything anew, as NSK_AOT_CACHE=off does")
     arguments = parser.parse_args()
-    found = importlib.util.find_spec("triton")
-    if found is None or found.origin is None:
+    if triton_version() is None:
         sys.exit("benchmarks.aot needs Triton, which torch's CUDA and ROCm builds bring: pip install triton")
     if arguments.no_cache:
         os.environ["NSK_AOT_CACHE"] = "off"

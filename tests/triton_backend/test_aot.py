@@ -5,13 +5,11 @@ all."""
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
 
 import pytest
+from harness import HAS_TRITON
 
-TRITON = importlib.util.find_spec("triton")
-HAS_TRITON = TRITON is not None and TRITON.origin is not None
 pytestmark = [pytest.mark.aot, pytest.mark.skipif(not HAS_TRITON, reason="needs Triton")]
 
 if HAS_TRITON:

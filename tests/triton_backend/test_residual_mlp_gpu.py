@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
 
 import pytest
 import torch
 from cases import Inputs
-from harness import Results
+from harness import HAS_TRITON, Results, to_gpu
 from residual_mlp_cases import Case, make_inputs, random_case
 from residual_mlp_harness import call, compare, expected, judge, run, same
-from torch import Tensor
 
 import nsk
 
-TRITON = importlib.util.find_spec("triton")
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
-    pytest.mark.skipif(TRITON is None or TRITON.origin is None, reason="needs Triton"),
+    pytest.mark.skipif(not HAS_TRITON, reason="needs Triton"),
 ]
 
 RANDOM = [case for case in map(random_case, range(200)) if case.dtype != torch.float64]
@@ -32,13 +29,6 @@ SIZES = {
     "w1": dict(width=1, eps=0.1),
 }
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def to_gpu(t: Tensor) -> Tensor:
-    """The same values in the same layout on the GPU, a leaf again."""
-    span = 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) if t.numel() else 0
-    moved = t.detach().as_strided((span,), (1,)).cuda().as_strided(t.shape, t.stride())
-    return moved.requires_grad_(t.requires_grad)
 
 
 def on_gpu(case: Case, inputs: Inputs) -> Results:

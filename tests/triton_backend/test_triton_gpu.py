@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 from cases import Case, Inputs, make_inputs, random_case
-from harness import HAS_TRITON, Results, compare, expected, run
+from harness import HAS_TRITON, Results, compare, expected, run, to_gpu
 
 import nsk
 
@@ -24,15 +24,6 @@ LARGE = {
     "window": dict(window=(127, 0), causal="top_left", softcap=20.0),
     "float mask": dict(mask="float", mask_dims="1hqk"),
 }
-
-
-def to_gpu(t: torch.Tensor | None) -> torch.Tensor | None:
-    """The same values in the same layout on the GPU, a leaf again."""
-    if t is None:
-        return None
-    span = 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) if t.numel() else 0
-    moved = t.detach().as_strided((span,), (1,)).cuda().as_strided(t.shape, t.stride())
-    return moved.requires_grad_(t.requires_grad)
 
 
 def on_gpu(inputs: Inputs) -> Inputs:
