@@ -31,7 +31,7 @@ struct ForwardBlock {
   using V = typename M::V;
   static constexpr int L = M::L, NR = NV * L;
   static constexpr int64_t kMaxPanels = NV == 1 ? 1 : 6;
-  static constexpr int64_t kKeys = NV == 1 ? 2 * kTileRows<NV> : kTileRows<NV> == 6 ? 96 : 192;
+  static constexpr int64_t kKeys = NV == 1 ? 2 * kTileRows<NV> : kVectorRegisters == 32 ? 192 : 96;
 
   // A thread's tile memory.
   struct Workspace {

@@ -109,6 +109,9 @@ struct Beside {
   ptrdiff_t bytes;
 };
 
+// The rows of the next register tile, where the rows of the broadcast operand run along k.
+struct NextRows {};
+
 // Rows of memory to ask for while products run, a few lines before each register tile: for products that do more than
 // they read, whose next operands should not keep them waiting either.
 class Upcoming {
@@ -148,62 +151,58 @@ class Upcoming {
   int64_t lines_ = 0, tiles_ = 1;
 };
 
-inline constexpr ptrdiff_t kMostTerms = 128;  // units added up in registers, where there are many more
+// Where k is the width of a network or a head dimension it may be hundreds of terms or thousands: the product then goes
+// over it in portions of this many units. A portion of the panel stays in the core's nearest cache while all rows pass
+// (measured on Golden Cove: 0.80 instead of 0.71 of the FMA roof), and c grows by sums, not term by term.
+inline constexpr ptrdiff_t kMostTerms = 128;
+
+// Where a portion stands in its k.
+struct Portion {
+  bool first = true, last = true;
+};
 
 template <class M, int R, int NV, Along A, Into I, class P>
 [[gnu::noinline]] void tile(const typename M::Unit* a, ptrdiff_t stride, const typename M::Unit* b, ptrdiff_t k,
                             typename M::C* c, ptrdiff_t ldc, typename M::C* lanes, P& ahead, ptrdiff_t ldb,
-                            const typename M::C* bias) {
+                            const typename M::C* bias, Portion portion) {
   using C = typename M::C;
   using V = typename M::V;
   using B = typename M::UnitVec;
   constexpr int L = M::L;
-  // Where k is the width of a network or a head dimension it may be hundreds of terms or thousands: c then takes them in
-  // portions.
-  constexpr bool kScores = A == Along::K && (I == Into::Fresh || I == Into::FreshMax);
-  constexpr bool kLong = I == Into::BiasSum || kScores || std::is_same_v<P, Beside>;
-  // From 0 even where c is added to: a long sum grows by sums of k terms, not term by term, and loses less to rounding.
+  // From 0 even where c is added to: a long sum loses less to rounding.
   V acc[R][NV];
 #pragma GCC unroll 32
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) acc[r][v] = V{};
-  ptrdiff_t i = 0;
-  bool begun = false;
-  for (;;) {
-    const ptrdiff_t end = kLong && k - i > kMostTerms ? i + kMostTerms : k;
-    for (; i < end; ++i) {
-      B panel[NV];
+  const typename M::Unit* next = a + R * stride;
+  ptrdiff_t column = 0;
+  for (ptrdiff_t i = 0; i < k; ++i) {
+    B panel[NV];
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) {
-        panel[v] = load<B>(b + v * M::kStep);
+    for (int v = 0; v < NV; ++v) {
+      panel[v] = load<B>(b + v * M::kStep);
 #if defined(__AVX__)
-        asm("" : "+x"(panel[v]));  // one load into a register, not one in each multiplication
+      asm("" : "+x"(panel[v]));  // one load into a register, not one in each multiplication
 #endif
-      }
-      b += ldb;
-      if constexpr (std::is_same_v<P, Beside>)
-        __builtin_prefetch(reinterpret_cast<const char*>(a + i * (A == Along::K ? 1 : stride)) + ahead.bytes, 0, 2);
-      else if constexpr (!std::is_same_v<P, NothingAhead>)
-        ahead.ask();
-#pragma GCC unroll 32
-      for (int r = 0; r < R; ++r) {
-        const typename M::Unit x = A == Along::K ? a[r * stride + i] : a[i * stride + r];
-#pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) acc[r][v] = M::multiply_add(acc[r][v], panel[v], x);
-      }
     }
-    if (i == k) break;
-    if constexpr (kLong) {
+    b += ldb;
+    if constexpr (std::is_same_v<P, Beside>)
+      __builtin_prefetch(reinterpret_cast<const char*>(a + i * (A == Along::K ? 1 : stride)) + ahead.bytes, 0, 2);
+    else if constexpr (std::is_same_v<P, NextRows>) {
+      if (i % 2 == 0) {
+        __builtin_prefetch(next + column, 0, 3);
+        column += 2 * R;
+        next += column >= k ? stride : 0;
+        column -= column >= k ? k : 0;
+      }
+    } else if constexpr (!std::is_same_v<P, NothingAhead>)
+      ahead.ask();
 #pragma GCC unroll 32
-      for (int r = 0; r < R; ++r)
+    for (int r = 0; r < R; ++r) {
+      const typename M::Unit x = A == Along::K ? a[r * stride + i] : a[i * stride + r];
 #pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) {
-          C* to = c + r * ldc + v * L;
-          store(to, begun || I == Into::Add ? load<V>(to) + acc[r][v] : acc[r][v]);
-          acc[r][v] = V{};
-        }
-      begun = true;
+      for (int v = 0; v < NV; ++v) acc[r][v] = M::multiply_add(acc[r][v], panel[v], x);
     }
   }
 #pragma GCC unroll 32
@@ -211,13 +210,15 @@ template <class M, int R, int NV, Along A, Into I, class P>
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) {
       C* to = c + r * ldc + v * L;
-      if constexpr (I == Into::Add) acc[r][v] = load<V>(to) + acc[r][v];
-      if constexpr (kLong && I != Into::Add)
-        if (begun) acc[r][v] = load<V>(to) + acc[r][v];
-      if constexpr (I == Into::Rescale) acc[r][v] = load<V>(to) * load<V>(lanes + v * L) + acc[r][v];
-      if constexpr (I == Into::BiasSum) acc[r][v] += bias[r];
+      if (I == Into::Add || !portion.first)
+        acc[r][v] = load<V>(to) + acc[r][v];
+      else if constexpr (I == Into::Rescale)
+        acc[r][v] = load<V>(to) * load<V>(lanes + v * L) + acc[r][v];
+      if constexpr (I == Into::BiasSum)
+        if (portion.last) acc[r][v] += bias[r];
       store(to, acc[r][v]);
     }
+  if (!portion.last) return;
   if constexpr (I == Into::FreshMax) {
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) {
@@ -238,24 +239,26 @@ template <class M, int R, int NV, Along A, Into I, class P>
   }
 }
 
-// Rows of a full tile: accumulators, a panel row and a broadcast must fit the registers.
+// Rows of a full tile: accumulators, a panel row and a broadcast must fit the registers. The more of them, the fewer
+// loads a multiplication needs; but attention skips masked keys in steps of two vectors' rows.
 template <int NV>
-inline constexpr int kTileRows = kVectorRegisters == 32 ? (NV == 1 ? 16 : 16 / NV) : (NV == 1 ? 12 : 12 / NV);
+inline constexpr int kTileRows = kVectorRegisters == 32 ? (NV == 4 ? 6 : 16 / NV) : 12 / NV;
 
 // Fewer rows than a full tile has: the largest power of two first. A tile for every count would be faster by little and
 // take twice as long to compile.
 template <class M, int R, int NV, Along A, Into I, class P>
 void tail(ptrdiff_t rows, const typename M::Unit* a, ptrdiff_t stride, const typename M::Unit* b, ptrdiff_t k,
-          typename M::C* c, ptrdiff_t ldc, typename M::C* lanes, P& ahead, ptrdiff_t ldb, const typename M::C* bias) {
+          typename M::C* c, ptrdiff_t ldc, typename M::C* lanes, P& ahead, ptrdiff_t ldb, const typename M::C* bias,
+          Portion portion) {
   if (rows >= R) {
-    tile<M, R, NV, A, I>(a, stride, b, k, c, ldc, lanes, ahead, ldb, bias);
+    tile<M, R, NV, A, I>(a, stride, b, k, c, ldc, lanes, ahead, ldb, bias, portion);
     rows -= R;
     a += R * (A == Along::K ? stride : 1);
     c += R * ldc;
     if constexpr (I == Into::BiasSum) bias += R;
   }
   if constexpr (R > 1)
-    if (rows > 0) tail<M, R / 2, NV, A, I>(rows, a, stride, b, k, c, ldc, lanes, ahead, ldb, bias);
+    if (rows > 0) tail<M, R / 2, NV, A, I>(rows, a, stride, b, k, c, ldc, lanes, ahead, ldb, bias, portion);
 }
 constexpr int power_of_two_below(int n) {
   int p = 1;
@@ -271,16 +274,27 @@ void product(ptrdiff_t rows, const typename M::Unit* a, ptrdiff_t stride, const 
              ptrdiff_t ldb = NV * M::kStep, const typename M::C* bias = nullptr) {
   constexpr int R = kTileRows<NV>;
   constexpr bool kBetween = std::is_same_v<P, Upcoming*>;
-  const ptrdiff_t step = A == Along::K ? stride : 1;
+  constexpr bool kScores = A == Along::K && (I == Into::Fresh || I == Into::FreshMax);
+  constexpr bool kLong = I == Into::BiasSum || kScores || std::is_same_v<P, Beside>;
+  const ptrdiff_t step = A == Along::K ? stride : 1, most = kLong && k > kMostTerms ? kMostTerms : k;
   std::conditional_t<kBetween, NothingAhead, P> within{};
   if constexpr (!kBetween) within = ahead;
-  for (; rows >= R; rows -= R, a += R * step, c += R * ldc) {
-    if constexpr (kBetween) ahead->ask();
-    tile<M, R, NV, A, I>(a, stride, b, k, c, ldc, lanes, within, ldb, bias);
-    if constexpr (I == Into::BiasSum) bias += R;
-  }
-  if constexpr (R > 1)
-    if (rows > 0) tail<M, power_of_two_below(R), NV, A, I>(rows, a, stride, b, k, c, ldc, lanes, within, ldb, bias);
+  ptrdiff_t from = 0;
+  do {
+    const ptrdiff_t terms = k - from < most ? k - from : most;
+    const Portion portion{from == 0, from + terms == k};
+    const typename M::Unit *at = a + from * (A == Along::K ? 1 : stride), *panel = b + from * ldb;
+    ptrdiff_t r = 0;
+    for (; rows - r >= R; r += R, at += R * step) {
+      if constexpr (kBetween) ahead->ask();
+      tile<M, R, NV, A, I>(at, stride, panel, terms, c + r * ldc, ldc, lanes, within, ldb, bias + r, portion);
+    }
+    if constexpr (R > 1)
+      if (rows > r)
+        tail<M, power_of_two_below(R), NV, A, I>(rows - r, at, stride, panel, terms, c + r * ldc, ldc, lanes, within, ldb,
+                                                 bias + r, portion);
+    from += most;
+  } while (from < k);
 }
 
 // c += ab for one panel of columns, of which the first `left` are wanted: where they fit half of it, the other half is

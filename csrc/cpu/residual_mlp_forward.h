@@ -117,16 +117,14 @@ class MlpForwardTile {
   // Rows [begin, end) of z = W x + b; the sums of their columns are added to `sums`.
   template <int NV>
   void multiply(int64_t l, const Unit* x, const C* bias, ptrdiff_t begin, ptrdiff_t end, C* sums) {
-    constexpr int NR = NV * L, R = kTileRows<NV>;
+    constexpr int NR = NV * L;
     const T* weight = at<const T>(a.weight, group_, l);
     const bool in_place = std::is_same_v<T, C> || (M::pack == 2 && width_ % 2 == 0 && uintptr_t(weight) % 4 == 0);
     const ptrdiff_t most = in_place ? width_ : chunk_rows(width_);
     for (ptrdiff_t r = begin; r < end; r += most) {
       const ptrdiff_t n = end - r < most ? end - r : most;
       const auto rows = broadcast_rows<M>(weight + r * width_, width_, n, width_, own_.weights);
-      // The rows of the next register tile: what stands behind those of this one.
-      const Ahead<1> ahead{reinterpret_cast<const char*>(rows.data + R * rows.stride), ptrdiff_t(R * sizeof(Unit))};
-      product<M, NV, Along::K, Into::BiasSum>(n, rows.data, rows.stride, x, units_, w.z + r * NR, NR, sums, ahead, NR,
+      product<M, NV, Along::K, Into::BiasSum>(n, rows.data, rows.stride, x, units_, w.z + r * NR, NR, sums, NextRows{}, NR,
                                               bias + r);
     }
   }

@@ -40,7 +40,7 @@ class MlpWeightGrad {
   template <int NV>
   static void one(const MlpShape& s, MlpWeightOperands<M> from, T* grad, ptrdiff_t out, ptrdiff_t outs, ptrdiff_t first,
                   C* scratch) {
-    constexpr int NR = NV * L, R = kTileRows<NV>;
+    constexpr int NR = NV * L;
     constexpr bool kSame = std::is_same_v<T, C>;
     const bool in_place = kSame && first + NR <= s.width;
     C* const c = in_place ? reinterpret_cast<C*>(grad + first) : scratch;
@@ -49,12 +49,11 @@ class MlpWeightGrad {
     const auto* dz = from.dz + out * stride;
     for (ptrdiff_t row = 0; row < s.padded; row += kRowsAtOnce) {
       const ptrdiff_t rows = s.padded - row < kRowsAtOnce ? s.padded - row : kRowsAtOnce, k = rows / M::pack;
-      const Ahead<1> ahead{reinterpret_cast<const char*>(dz + row / M::pack + R * stride), ptrdiff_t(R * sizeof(*dz))};
       const auto* b = x + row / M::pack * NR;
       if (row == 0)
-        product<M, NV, Along::K, Into::Fresh>(outs, dz, stride, b, k, c, ldc, nullptr, ahead);
+        product<M, NV, Along::K, Into::Fresh>(outs, dz, stride, b, k, c, ldc, nullptr, NextRows{});
       else
-        product<M, NV, Along::K, Into::Add>(outs, dz + row / M::pack, stride, b, k, c, ldc, nullptr, ahead);
+        product<M, NV, Along::K, Into::Add>(outs, dz + row / M::pack, stride, b, k, c, ldc, nullptr, NextRows{});
     }
     if (in_place) return;
     const ptrdiff_t columns = s.width - first < NR ? s.width - first : NR;
