@@ -19,7 +19,7 @@ from nsk.backends.triton.gated_sdpa_launch import GATES, MASKS, of_products, of_
 from nsk.backends.triton.gated_sdpa_mask_grad import gated_sdpa_mask_grad, gated_sdpa_norm
 from nsk.backends.triton.gated_sdpa_rows import gated_sdpa_rows
 from nsk.backends.triton.gated_sdpa_work import WORKLOAD, work_of
-from nsk.backends.triton.tables import MAX_HEAD_DIM, Table, Tile, beside_a_mask, table_of
+from nsk.backends.triton.tables import MAX_HEAD_DIM, OF_KEYS, Table, Tile, table_of
 from nsk.backends.triton.targets import TARGETS, Target
 
 KERNELS = {
@@ -35,7 +35,6 @@ KERNELS = {
     "mask_grad": gated_sdpa_mask_grad,
 }
 WITHOUT_PRODUCTS = ("join", "rows")
-OF_KEYS = ("dkdv", "dk", "dv")  # whose programs own keys
 DIMS = (64, 80, 128, 256)
 
 
@@ -154,6 +153,7 @@ def cell_of(
         num_warps=tile.warps,
         num_stages=tile.stages,
         aligned=aligned,
+        options=dict(maxnreg=tile.registers) if tile.registers else {},
         mma=products and not (exact and target.backend == "cuda"),
         mma_kind=_warps_own(target, name, tile),
         asynchronous=products and tile.stages > 1 and target.name != "gfx942",  # which has none
@@ -204,8 +204,8 @@ def _cells(target: Target, kind: str) -> Iterator[Cell]:
             if d == 80 or not (option == "bool" or (kind == "bf16" and d == 128)) or kind == "fp16":
                 continue  # a mask has tiles of its own in every type and dimension
             for name in names:
-                if tile := _tile(table, name):
-                    tile = beside_a_mask(tile, of_keys=name in OF_KEYS) if "mask" in given else tile
+                if getattr(table, name):
+                    tile = table.tile(name, "mask" in given)
                     label, o = f"d{d} elementwise causal {option}", options_of(k, d, **given)
                     everyday = target.name == "sm_90" and name != "rows" and kind == "bf16" and d == 128
                     everyday |= target.name == "gfx942" and option == "window softcap"
@@ -222,7 +222,7 @@ def _differs(kind: str, name: str, d: int) -> bool:
 
 
 def _tile(table: Table, name: str) -> Tile | None:
-    return beside_a_mask(table.forward) if name == "norm" else getattr(table, name)
+    return table.tile(name, name == "norm")
 
 
 def _tiles(table: Table, name: str) -> Iterator[tuple[str, Tile]]:

@@ -28,7 +28,7 @@ from nsk.backends.triton.gated_sdpa_dkdv import gated_sdpa_dkdv
 from nsk.backends.triton.gated_sdpa_dq import gated_sdpa_dq
 from nsk.backends.triton.gated_sdpa_mask_grad import gated_sdpa_mask_grad, gated_sdpa_norm
 from nsk.backends.triton.gated_sdpa_rows import gated_sdpa_rows
-from nsk.backends.triton.tables import Table, Tile, beside_a_mask
+from nsk.backends.triton.tables import Table, Tile
 
 MOST_ROWS = 256  # of a tile
 GATES = {"none": NO_GATE.value, "elementwise": ELEMENTWISE.value, "headwise": HEADWISE.value}
@@ -146,7 +146,8 @@ def problem_of(call) -> Problem:
 def launch(kernel, programs: int, tile: Tile, *args) -> None:
     """Products and sums are fused as the compiler likes in every version of Triton: its default is about to change."""
     if programs:
-        kernel[(programs,)](*args, num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True)
+        limit = {"maxnreg": tile.registers} if tile.registers else {}
+        kernel[(programs,)](*args, num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True, **limit)
 
 
 def tiled(options: Options, tile: Tile) -> Options:
@@ -183,7 +184,7 @@ def forward(call, out: Tensor, lse: Tensor, table: Table) -> None:
     if parts > 1:
         decode(p, out, lse, tile, table.join, parts)
         return
-    tile = table.forward if p.mask is None else beside_a_mask(table.forward)
+    tile = table.tile("forward", p.mask is not None)
     launch(
         gated_sdpa_forward, p.query_tiles(tile.m) * p.sizes.heads, tile,
         p.q, p.k, p.v, p.gate, p.mask, p.sink, p.sink_stride, p.rows(out), p.rows(lse),
@@ -220,12 +221,12 @@ def decode(p: Problem, out: Tensor, lse: Tensor, tile: Tile, join: Tile, parts: 
     )  # fmt: skip
 
 
-def key_passes(o: Options, table: Table) -> list[tuple[Tile, Options]]:
+def key_passes(o: Options, table: Table) -> list[tuple[str, Options]]:
     """The launches for dK and dV: one for both, or one for each where the table has it so or one alone is wanted."""
     if o.GRAD_K and o.GRAD_V and table.dkdv:
-        return [(table.dkdv, o)]
-    passes = [(table.dk or table.dkdv, o._replace(GRAD_V=False))] if o.GRAD_K else []
-    return passes + ([(table.dv or table.dkdv, o._replace(GRAD_K=False))] if o.GRAD_V else [])
+        return [("dkdv", o)]
+    passes = [("dk" if table.dk else "dkdv", o._replace(GRAD_V=False))] if o.GRAD_K else []
+    return passes + ([("dv" if table.dv else "dkdv", o._replace(GRAD_K=False))] if o.GRAD_V else [])
 
 
 def backward(call, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor | None, grads, table: Table) -> None:
@@ -247,7 +248,7 @@ def backward(call, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor 
     norm, low = p.rows(lse), None
     if o.LOW:
         norm, low = p.per_query(), p.per_query()
-        tile = beside_a_mask(table.forward)
+        tile = table.tile("norm", True)
         launch(
             gated_sdpa_norm, p.query_tiles(tile.m) * p.sizes.heads, tile,
             p.q, p.k, p.mask, p.rows(lse), norm, low, *p.sizes, p.scale, p.softcap, tiled(of_queries(o), tile),
@@ -273,13 +274,13 @@ def backward(call, out: Tensor, lse: Tensor, grad_out: Tensor, grad_lse: Tensor 
     inputs = (p.q, p.k, p.v, p.mask, norm, low, delta, weight, d_out)
     call_of = (*p.sizes, p.scale, p.softcap)
     if grads.query is not None:
-        tile = table.dq if p.mask is None else beside_a_mask(table.dq)
+        tile = table.tile("dq", p.mask is not None)
         launch(
             gated_sdpa_dq, p.query_tiles(tile.m) * p.sizes.heads, tile,
             *inputs, p.rows(grads.query), p.cu_q, p.cu_k, *call_of, tiled(of_queries(o), tile),
         )  # fmt: skip
-    for tile, own in key_passes(of_products(o), table):
-        tile = tile if p.mask is None else beside_a_mask(tile, of_keys=True)
+    for name, own in key_passes(of_products(o), table):
+        tile = table.tile(name, p.mask is not None)
         launch(
             gated_sdpa_dkdv, p.key_tiles(tile.n) * (p.sizes.heads // p.sizes.group), tile,
             *inputs, p.rows(grads.key), p.rows(grads.value), p.cu_q, p.cu_k, *call_of, tiled(own, tile),

@@ -5,12 +5,13 @@ rounded up to a power of two, counts), the tile of half types; ``SINGLE`` is the
 whose products may run on tensor cores.
 
 Of the tiles that were tried each is the largest, or near it, that ``python -m benchmarks.aot`` finds to fit its
-architecture with every Triton that the backend takes: without spills, within the shared and tensor memory, on the
-matrix instructions meant for it; of the few that still spill some bytes it says so. None has been timed.
+architecture with Triton 3.7: without spills, within the shared and tensor memory, on the matrix instructions meant for
+it. Under 3.8 and 3.9 the assembler spills some bytes in a few launches that are not among the tests'. None has been timed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ class Tile(NamedTuple):
     n: int  # keys
     warps: int
     stages: int
+    registers: int = 0  # at most so many a thread; 0: as the assembler likes
 
 
 class Table(NamedTuple):
@@ -38,17 +40,33 @@ class Table(NamedTuple):
     multiprocessors: int  # among which a decode is split
     dk: Tile | None = None
     dv: Tile | None = None
+    masked: Mapping[str, Tile] = {}  # where ``beside_a_mask`` does not fit
+    registers: int = 0  # of a thread that walks over keys beside a mask
+
+    def tile(self, name: str, mask: bool) -> Tile:
+        """Of a pass, in a call with a mask or without."""
+        base = "forward" if name == "norm" else name
+        tile = getattr(self, base)
+        return (self.masked.get(base) or beside_a_mask(base, tile, self.registers)) if mask else tile
 
 
 BUCKETS = (64, 128, 256)
+OF_KEYS = ("dkdv", "dk", "dv")  # passes whose programs own keys and walk over queries
 
 
-def beside_a_mask(tile: Tile, *, of_keys: bool = False) -> Tile:
-    """A mask has an address a score, which takes as many registers: half as many scores leave room for them. A program
-    ``of_keys`` walks over queries, any other over keys; where they are few already, it owns fewer queries too."""
-    if of_keys:
-        return tile._replace(m=max(16, tile.m // 2))
-    return tile._replace(m=tile.m // 2 if tile.m > 64 and tile.n <= 32 else tile.m, n=max(16, tile.n // 2))
+# Left to itself NVIDIA's assembler aims for two programs of a masked forward a multiprocessor, at 128 registers a
+# thread, and spills a few for it.
+NVIDIA_REGISTERS = 255
+
+
+def beside_a_mask(name: str, tile: Tile, registers: int) -> Tile:
+    """A mask has an address a score, which takes as many registers: half as many scores leave room for them. What a
+    program walks over is halved; where that is few already, what it owns."""
+    m, n = tile.m, tile.n
+    if name in OF_KEYS:
+        return tile._replace(m=max(16, m // 2))
+    tile = tile._replace(m=m // 2 if m > 64 and n <= 32 else m, n=max(16, n // 2))
+    return tile._replace(registers=registers) if name == "forward" else tile
 
 
 # The passes without products over long rows take one tile each.
@@ -58,7 +76,7 @@ ROWS = {64: Tile(32, 16, 4, 1), 128: Tile(32, 16, 4, 1), 256: Tile(16, 16, 4, 1)
 Row = dict[int, Tile | None]
 
 
-def _row(*tiles: tuple[int, int, int, int] | None) -> Row:
+def _row(*tiles: tuple[int, ...] | None) -> Row:
     return {bucket: tile and Tile(*tile) for bucket, tile in zip(BUCKETS, tiles, strict=True)}
 
 
@@ -69,7 +87,7 @@ TILES: dict[str, dict[str, Row]] = {
         "dkdv": _row((64, 128, 8, 2), (32, 64, 8, 3), (32, 32, 8, 2)),
     },
     "sm_86": {
-        "forward": _row((128, 64, 8, 3), (128, 32, 8, 3), (64, 32, 8, 2)),
+        "forward": _row((128, 64, 8, 3), (64, 64, 8, 3), (64, 32, 8, 2)),
         "dq": _row((128, 64, 8, 3), (128, 32, 8, 2), (64, 16, 8, 2)),
         "dkdv": _row((32, 128, 8, 3), (32, 64, 8, 2), (32, 32, 8, 2)),
     },
@@ -89,7 +107,7 @@ TILES: dict[str, dict[str, Row]] = {
         "dkdv": _row((64, 128, 8, 2), (32, 128, 8, 2), (32, 64, 8, 2)),
     },
     "sm_120": {
-        "forward": _row((128, 64, 8, 3), (128, 64, 8, 2), (64, 32, 8, 2)),
+        "forward": _row((128, 64, 8, 3), (128, 32, 8, 2), (64, 32, 8, 2)),
         "dq": _row((128, 64, 8, 2), (128, 32, 8, 2), (64, 16, 8, 2)),
         "dkdv": _row((16, 128, 8, 2), (32, 64, 8, 2), (32, 32, 8, 2)),
     },
@@ -123,13 +141,14 @@ for _family, _passes in TILES.items():
     _keys = 32 if _family.startswith("gfx") else 64
     _passes["decode"] = _row((64, _keys, 4, 3 if _family == "sm_80" else 2), (64, 32, 4, 2), (32, 32, 4, 2))
     _passes["mask_grad"] = _AMD_MASK_GRAD if _family.startswith("gfx") else _NVIDIA_MASK_GRAD
+TILES["sm_120"]["mask_grad"] = _NVIDIA_MASK_GRAD | {64: Tile(32, 64, 8, 1)}
 
 # Products in float32 keep their operands in registers, and so have small tiles, the same on all of a vendor's.
 _NVIDIA_SINGLE = {
     "forward": _row((64, 32, 8, 2), (32, 16, 8, 2), (32, 32, 8, 1)),
-    "dq": _row((64, 32, 8, 2), (16, 32, 8, 2), (32, 16, 8, 1)),
+    "dq": _row((64, 32, 8, 2), (16, 32, 8, 2), (16, 16, 8, 1, 255)),
     "dkdv": _row((16, 64, 8, 2), (16, 32, 8, 2), (16, 16, 8, 1)),
-    "decode": _row((16, 32, 4, 1), (16, 32, 4, 1), (16, 32, 8, 1)),
+    "decode": _row((16, 32, 4, 1), (16, 32, 8, 1, 255), (16, 32, 8, 1)),
     "mask_grad": _row((32, 32, 8, 1), (32, 32, 8, 1), (16, 16, 4, 1)),
 }
 _AMD_SINGLE = {
@@ -140,15 +159,27 @@ _AMD_SINGLE = {
     "mask_grad": _row((32, 32, 4, 1), (32, 32, 4, 1), (16, 16, 4, 1)),
 }
 SINGLE = {family: _AMD_SINGLE if family.startswith("gfx") else _NVIDIA_SINGLE for family in TILES}
+SINGLE["gfx950"] = _AMD_SINGLE | {"dq": _AMD_SINGLE["dq"] | {256: Tile(32, 16, 2, 1)}}
 
 _TF32 = {
     "forward": _row((64, 64, 8, 2), (64, 32, 8, 2), (32, 32, 8, 1)),
-    "dq": _row((64, 32, 8, 2), (32, 32, 8, 2), (32, 16, 8, 1)),
+    "dq": _row((64, 32, 8, 2), (32, 32, 8, 2), (16, 32, 8, 1)),
     "dkdv": _row((32, 32, 8, 2), (32, 32, 8, 2), (16, 16, 8, 1)),
-    "decode": _row((16, 32, 4, 1), (16, 32, 4, 1), (16, 32, 4, 1)),
+    "decode": _row((16, 32, 4, 1), (16, 32, 4, 1), (16, 32, 8, 1)),
     "mask_grad": _row((32, 32, 8, 1), (32, 32, 8, 1), (16, 16, 4, 1)),
 }
 TF32 = {family: _TF32 for family in TILES if family.startswith("sm_")}
+
+
+_OF_KIND = {"half": TILES, "float32": SINGLE, "tf32": TF32}
+
+# Tiles of masked calls where those of ``beside_a_mask`` do not fit, by family and kind of products.
+MASKED: dict[tuple[str, str], dict[tuple[str, int], Tile]] = {
+    ("sm_86", "half"): {("dq", 128): Tile(64, 16, 8, 2, 255)},
+    ("sm_90", "half"): {("dq", 256): Tile(32, 32, 8, 2)},
+    ("sm_90", "tf32"): {("forward", 256): Tile(32, 16, 8, 1, 224)},
+    ("sm_120", "half"): {("dkdv", 64): Tile(16, 64, 8, 1)},
+}
 
 
 def table_of(
@@ -162,10 +193,11 @@ def table_of(
     """The tiles of a call whose larger head dimension is ``head_dim``; ``tf32``: float32 products need not be exact.
     ``version`` is Triton's."""
     bucket = next(b for b in BUCKETS if head_dim <= b)
-    half = dtype != torch.float32
-    tables = TILES if half else TF32 if tf32 and family in TF32 else SINGLE
-    tiles: dict[str, Any] = {name: row[bucket] for name, row in tables[family].items()}
-    if half:
+    kind = "half" if dtype != torch.float32 else "tf32" if tf32 and family in TF32 else "float32"
+    tiles: dict[str, Any] = {name: row[bucket] for name, row in _OF_KIND[kind][family].items()}
+    if kind == "half":
         changed = UNDER.get(version, {})
         tiles |= {name: tile for (of, name, at), tile in changed.items() if (of, at) == (family, bucket)}
-    return Table(**tiles, join=JOIN, rows=ROWS[bucket], multiprocessors=multiprocessors)
+    masked = {name: tile for (name, at), tile in MASKED.get((family, kind), {}).items() if at == bucket}
+    registers = NVIDIA_REGISTERS if family.startswith("sm_") else 0
+    return Table(**tiles, join=JOIN, rows=ROWS[bucket], multiprocessors=multiprocessors, masked=masked, registers=registers)
