@@ -1,0 +1,252 @@
+// The forward of residual MLPs, whole networks in one launch.
+//
+//   h = x;  for each block { t = h;  layers_per_block times t = act(LayerNorm(t W^T + b));  h += t };  y = h
+//
+// Rows never meet, so a block of threads takes a tile of kRows rows through all layers and only weights stream, once
+// per tile. gridDim.y is the groups; gridDim.x blocks share a group's tiles, each takes every gridDim.x-th.
+//
+// Eight warps cut the tile by columns: a warp computes all rows of kWidth / 8 columns. Who owns what:
+//   h         fp32, in registers, in the layout of mma's sums: a thread has the same elements of h, of z and of t
+//   t         rounded to T, in shared memory: what all warps multiply, and each wrote its columns of
+//   weights   in shared memory, a ring for each warp, which no other reads (residual_mlp_weights.cuh)
+//   z         fp32, in registers: sums of the products, plus the bias
+//
+// LayerNorm is two-pass within a warp: mean and sum of squared deviations of its columns of each row. They meet in
+// shared memory, and every thread puts together those of its rows, n = kWidth / 8 columns a warp:
+//   mean = sum_w mean_w / 8,   sum of squares = sum_w (squares_w + n (mean_w - mean)^2)
+//
+// Two barriers a layer:
+//   1. t has been written by all before anybody multiplies it; and the statistics of the layer before have been read by
+//      all before anybody writes those of this one
+//   2. the statistics have been written by all before anybody reads them; and t has been read by all before anybody
+//      overwrites it
+// The end of a tile needs none: its last step after barrier 2 touches registers and statistics only.
+#pragma once
+
+#include "residual_mlp_weights.cuh"
+
+namespace nsk::cuda {
+
+template <Activation kActivation>
+__device__ __forceinline__ float activate(float y) {
+  constexpr float kLog2e = 1.4426950408889634f;
+  constexpr float kGeluSlope = 1.5957691216057308f, kGeluCubic = 0.044715f;  // 2 sqrt(2 / pi)
+  if constexpr (kActivation == Activation::relu) {
+    return y < 0 ? 0.0f : y;  // NaN stays
+  } else {
+    // y sigmoid(u); 0.5 y (1 + tanh(u / 2)) is the same.
+    const float u = kActivation == Activation::silu ? y : y * (y * y * (kGeluSlope * kGeluCubic) + kGeluSlope);
+    return y * rcp_approx(1.0f + exp2_approx(-kLog2e * u));
+  }
+}
+
+// One thread's share of a tile.
+template <class Tile>
+class MlpForwardTile {
+  using T = typename Tile::T;
+  using Fragments = typename Tile::Fragments;
+  static constexpr int kM = Tile::kM, kN = Tile::kN, kRowsOfThread = 2 * kM;
+
+ public:
+  __device__ __forceinline__ MlpForwardTile(Shared<unsigned char> shared, int warp, int lane)
+      : activations_(shared + Tile::kActivations), statistics_(as<float2>(shared + Tile::kStatistics)), warp_(warp),
+        lane_(lane) {}
+
+  // f(m, n, half, row, column) for each pair of neighbouring elements: 2 half and 2 half + 1 of fragment (m, n).
+  template <class F>
+  __device__ __forceinline__ void for_pairs(const F& f) const {
+#pragma unroll
+    for (int m = 0; m < kM; ++m)
+#pragma unroll
+      for (int n = 0; n < kN; ++n)
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+          f(m, n, half, 16 * m + 8 * half + lane_ / 4, warp_ * Tile::kColumns + column(n));
+  }
+
+  // t becomes what the next layer multiplies.
+  __device__ __forceinline__ void put(const Fragments& t) const {
+    for_pairs([&](int m, int n, int half, int row, int column) {
+      const uint32_t bits = pack<T>(t[m][n][2 * half], t[m][n][2 * half + 1]);
+      *as<uint32_t>(activations_ + (swizzled(row, column / 8) + column % 8 * int(sizeof(T)))) = bits;
+    });
+  }
+
+  // z = t W^T for the warp's columns.
+  __device__ __forceinline__ void multiply(MlpWeights<Tile>& weights, Fragments& z) const {
+#pragma unroll
+    for (int m = 0; m < kM; ++m)
+#pragma unroll
+      for (int n = 0; n < kN; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) z[m][n][e] = 0;
+#pragma unroll
+    for (int step = 0; step < Tile::kSteps; ++step) {
+      const Shared<unsigned char> stage = weights.next(step);
+      uint32_t a[2][kM][4];
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+#pragma unroll
+        for (int m = 0; m < kM; ++m)
+          ldmatrix(a[half][m], activations_ + swizzled(16 * m + lane_ % 16, 4 * step + 2 * half + lane_ / 16));
+#pragma unroll
+      for (int n = 0; n < kN; ++n) {
+        uint32_t b[4];
+        weights.load(b, stage, n);
+        const uint32_t halves[2][2] = {{b[0], b[1]}, {b[2], b[3]}};
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+#pragma unroll
+          for (int m = 0; m < kM; ++m) mma<T>(z[m][n], a[half][m], halves[half]);
+      }
+    }
+  }
+
+  // Adds the bias to z and leaves the statistics of the warp's columns for all.
+  __device__ __forceinline__ void measure(const MlpWeights<Tile>& weights, Fragments& z) const {
+#pragma unroll
+    for (int n = 0; n < kN; ++n) {
+      const float2 bias = weights.vector(0, column(n));
+#pragma unroll
+      for (int m = 0; m < kM; ++m)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) z[m][n][e] += e % 2 ? bias.y : bias.x;
+    }
+#pragma unroll
+    for (int i = 0; i < kRowsOfThread; ++i) {
+      float sum = 0, squares = 0;
+#pragma unroll
+      for (int n = 0; n < kN; ++n) sum += z[i / 2][n][i % 2 * 2] + z[i / 2][n][i % 2 * 2 + 1];
+      const float mean = sum_of_row(sum) * (1.0f / Tile::kColumns);
+#pragma unroll
+      for (int n = 0; n < kN; ++n)
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          const float difference = z[i / 2][n][i % 2 * 2 + j] - mean;
+          squares += difference * difference;
+        }
+      squares = sum_of_row(squares);
+      if (lane_ % 4 == 0) statistics_[row(i) * Tile::kStatisticsRow + warp_] = make_float2(mean, squares);
+    }
+  }
+
+  // z becomes act(LayerNorm(z)), by the statistics of all warps.
+  template <Activation kActivation>
+  __device__ __forceinline__ void normalise(const MlpWeights<Tile>& weights, float eps, Fragments& z) const {
+    float means[kRowsOfThread], rstd[kRowsOfThread];
+#pragma unroll
+    for (int i = 0; i < kRowsOfThread; ++i) statistics_of_row(row(i), eps, means[i], rstd[i]);
+#pragma unroll
+    for (int n = 0; n < kN; ++n) {
+      const float2 gamma = weights.vector(1, column(n)), beta = weights.vector(2, column(n));
+#pragma unroll
+      for (int m = 0; m < kM; ++m)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const float normalised = (z[m][n][e] - means[2 * m + e / 2]) * rstd[2 * m + e / 2];
+          z[m][n][e] = activate<kActivation>(normalised * (e % 2 ? gamma.y : gamma.x) + (e % 2 ? beta.y : beta.x));
+        }
+    }
+  }
+
+ private:
+  __device__ __forceinline__ int row(int i) const { return 8 * i + lane_ / 4; }        // of the thread's rows
+  __device__ __forceinline__ int column(int n) const { return 8 * n + lane_ % 4 * 2; }  // of the warp's
+
+  // Where a piece of 16 bytes of a row of t lies: permuted, so that the eight rows of ldmatrix lie in different banks.
+  __device__ __forceinline__ static int swizzled(int row, int piece) {
+    return row * Tile::kWidth * int(sizeof(T)) + (piece ^ (row % 8)) * 16;
+  }
+
+  // The four lanes that share a row add up.
+  __device__ __forceinline__ static float sum_of_row(float x) {
+    x += __shfl_xor_sync(0xffffffffu, x, 1);
+    return x + __shfl_xor_sync(0xffffffffu, x, 2);
+  }
+
+  __device__ __forceinline__ void statistics_of_row(int row, float eps, float& mean, float& rstd) const {
+    const Shared<float4> pairs = as<float4>(statistics_ + row * Tile::kStatisticsRow);
+    float4 of_warps[Tile::kWarps / 2];  // mean, squares, mean, squares
+    mean = 0;
+#pragma unroll
+    for (int i = 0; i < Tile::kWarps / 2; ++i) {
+      of_warps[i] = pairs[i];
+      mean += of_warps[i].x + of_warps[i].z;
+    }
+    mean *= 1.0f / Tile::kWarps;
+    float within = 0, among = 0;
+#pragma unroll
+    for (int i = 0; i < Tile::kWarps / 2; ++i) {
+      const float first = of_warps[i].x - mean, second = of_warps[i].z - mean;
+      within += of_warps[i].y + of_warps[i].w;
+      among += first * first + second * second;
+    }
+    rstd = rsqrt_approx((within + among * float(Tile::kColumns)) * (1.0f / Tile::kWidth) + eps);
+  }
+
+  const Shared<unsigned char> activations_;
+  const Shared<float2> statistics_;
+  const int warp_, lane_;
+};
+
+template <class T, int kWidth, int kRows, Activation kActivation>
+__global__ void __launch_bounds__(MlpTile<T, kWidth, kRows>::kThreads)
+    residual_mlp_forward(const __grid_constant__ MlpForwardArgs<T> args) {
+  using Tile = MlpTile<T, kWidth, kRows>;
+  NSK_DYNAMIC_SHARED(shared);
+  const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp;
+  const int64_t group = blockIdx.y, tiles = (args.rows + kRows - 1) / kRows;
+  const int64_t own_tiles = (tiles - int64_t(blockIdx.x) + gridDim.x - 1) / gridDim.x;
+  if (own_tiles <= 0) return;
+
+  MlpWeights<Tile> weights(args, group, own_tiles, warp, lane, shared);
+  const MlpForwardTile<Tile> tile(shared, warp, lane);
+  for (int64_t i = blockIdx.x; i < tiles; i += gridDim.x) {
+    const int64_t row0 = i * kRows;
+    // Rows past the last one are 0 to begin with. What becomes of them nobody reads.
+    typename Tile::Fragments h, t;
+    tile.for_pairs([&](int m, int n, int half, int row, int column) {
+      float2 pair = make_float2(0, 0);
+      if (row0 + row < args.rows)
+        pair = load_pair<T>(args.x.template at<T>(group, row0 + row, column), args.x.is_float);
+      t[m][n][2 * half] = h[m][n][2 * half] = pair.x;
+      t[m][n][2 * half + 1] = h[m][n][2 * half + 1] = pair.y;
+    });
+
+    for (int layer = 0, of_block = 0, block = 0; layer < args.depth; ++layer) {
+      if (of_block == 0 && args.stream) {
+        const Global<float> stream =
+            args.stream + (group * args.stream_group_stride + block * args.stream_block_stride);
+        tile.for_pairs([&](int m, int n, int half, int row, int column) {
+          if (row0 + row < args.rows)
+            *as<float2>(stream + ((row0 + row) * kWidth + column)) =
+                make_float2(h[m][n][2 * half], h[m][n][2 * half + 1]);
+        });
+      }
+      tile.put(t);
+      __syncthreads();  // barrier 1
+      tile.multiply(weights, t);
+      tile.measure(weights, t);
+      __syncthreads();  // barrier 2
+      tile.template normalise<kActivation>(weights, args.eps, t);
+      if (++of_block == args.layers_per_block) {
+        of_block = 0, ++block;
+        tile.for_pairs([&](int m, int n, int half, int, int) {
+          t[m][n][2 * half] = h[m][n][2 * half] += t[m][n][2 * half];
+          t[m][n][2 * half + 1] = h[m][n][2 * half + 1] += t[m][n][2 * half + 1];
+        });
+      }
+    }
+
+    tile.for_pairs([&](int m, int n, int half, int row, int column) {
+      if (row0 + row >= args.rows) return;
+      const Global<unsigned char> y = args.y.template at<T>(group, row0 + row, column);
+      if (args.y.is_float)
+        *as<float2>(y) = make_float2(h[m][n][2 * half], h[m][n][2 * half + 1]);
+      else
+        *as<uint32_t>(y) = pack<T>(h[m][n][2 * half], h[m][n][2 * half + 1]);
+    });
+  }
+}
+
+}  // namespace nsk::cuda

@@ -1,0 +1,210 @@
+// Residual MLPs on tensor cores against their definition in double, in which the layers' inputs are rounded as the kernel
+// rounds them: every width, type and activation, groups, ragged rows, several tiles a block; in every schedule, with
+// counts of bytes and FLOPs, and without each barrier, wait and commit.
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <memory>
+
+#include "../../csrc/cuda/residual_mlp_forward.cuh"
+#include "harness.h"
+
+using namespace nsk;
+using namespace nsk::cuda;
+using namespace nsk::test;
+
+namespace {
+
+// What is in memory: [outer][inner][width] with gaps, in T or in float; and the numbers that it stands for.
+template <class T>
+struct Tensor {
+  Tensor(int64_t outer, int64_t inner, int width, bool is_float, int gap = 8)
+      : outer(outer), inner(inner), width(width), stride(width + gap), is_float(is_float),
+        bytes(size_t(outer * outer_stride()) * (is_float ? 4 : sizeof(T))) {}
+
+  int64_t outer_stride() const { return inner * stride + 16; }
+  size_t index(int64_t o, int64_t i, int c) const { return size_t(o * outer_stride() + i * stride + c); }
+  double at(int64_t o, int64_t i, int c) const {
+    float x;
+    T t;
+    if (is_float) return std::memcpy(&x, bytes.data() + index(o, i, c) * sizeof(x), sizeof(x)), x;
+    return std::memcpy(&t, bytes.data() + index(o, i, c) * sizeof(t), sizeof(t)), to_float(t);
+  }
+  Tensor& fill(uint64_t seed, float mean, float deviation) {
+    const std::vector<float> values = normal(bytes.size() / (is_float ? 4 : sizeof(T)), seed);
+    for (size_t i = 0; i < values.size(); ++i) {
+      const float x = mean + deviation * values[i];
+      const T t = from_float<T>(x);
+      if (is_float)
+        std::memcpy(bytes.data() + i * sizeof(x), &x, sizeof(x));
+      else
+        std::memcpy(bytes.data() + i * sizeof(t), &t, sizeof(t));
+    }
+    return *this;
+  }
+  template <class Byte, class Data>
+  MlpTensor<Byte> view(Data data) const {
+    return {data, outer_stride(), stride, is_float};
+  }
+
+  int64_t outer, inner;
+  int width;
+  int64_t stride;
+  bool is_float;
+  std::vector<unsigned char> bytes;
+};
+
+struct Case {
+  int64_t groups = 1, rows = 16;
+  int depth = 2, per_block = 2;
+  unsigned grid = 1;                                                          // blocks that share a group's tiles
+  bool float_x = true, float_bias = true, float_gamma = true, float_beta = true;  // or T
+  bool keeps_stream = true;
+};
+
+double activated(Activation activation, double y) {
+  if (activation == Activation::relu) return y > 0 ? y : 0;
+  if (activation == Activation::silu) return y / (1 + std::exp(-y));
+  return 0.5 * y * (1 + std::tanh(std::sqrt(2 / M_PI) * (y + 0.044715 * y * y * y)));
+}
+
+template <class T, int W, int R, Activation kActivation>
+struct Problem {
+  using Tile = MlpTile<T, W, R>;
+  static constexpr double kEps = 1e-5;
+
+  explicit Problem(const Case& of)
+      : of(of), x(of.groups, of.rows, W, of.float_x), weight(of.groups, of.depth, W * W, false),
+        bias(of.groups, of.depth, W, of.float_bias), gamma(of.groups, of.depth, W, of.float_gamma),
+        beta(of.groups, of.depth, W, of.float_beta) {
+    x.fill(1, 0, 1), weight.fill(2, 0, 1 / std::sqrt(float(W))), bias.fill(3, 0, 0.5f);
+    gamma.fill(4, 1, 0.3f), beta.fill(5, 0, 0.3f);
+    exact = define(true);
+  }
+
+  int blocks() const { return of.depth / of.per_block; }
+  size_t at(int64_t group, int64_t block, int64_t row, int c) const {
+    return size_t(((group * (blocks() + 1) + block) * of.rows + row) * W + c);
+  }
+
+  // The stream before each block and after the last one.
+  std::vector<double> define(bool rounds) const {
+    std::vector<double> stream(at(of.groups, 0, 0, 0)), h(W), t(W), z(W);
+    for (int64_t g = 0; g < of.groups; ++g)
+      for (int64_t r = 0; r < of.rows; ++r) {
+        for (int c = 0; c < W; ++c) h[c] = x.at(g, r, c);
+        for (int l = 0; l < of.depth; ++l) {
+          if (l % of.per_block == 0)
+            for (int c = 0; c < W; ++c) stream[at(g, l / of.per_block, r, c)] = t[c] = h[c];
+          if (rounds)
+            for (double& v : t) v = to_float(from_float<T>(v));
+          double mean = 0, variance = 0;
+          for (int c = 0; c < W; ++c) {
+            z[c] = bias.at(g, l, c);
+            for (int i = 0; i < W; ++i) z[c] += t[i] * weight.at(g, l, c * W + i);
+            mean += z[c] / W;
+          }
+          for (int c = 0; c < W; ++c) variance += (z[c] - mean) * (z[c] - mean) / W;
+          for (int c = 0; c < W; ++c)
+            t[c] = activated(kActivation,
+                             (z[c] - mean) / std::sqrt(variance + kEps) * gamma.at(g, l, c) + beta.at(g, l, c));
+          if ((l + 1) % of.per_block == 0)
+            for (int c = 0; c < W; ++c) h[c] += t[c];
+        }
+        for (int c = 0; c < W; ++c) stream[at(g, blocks(), r, c)] = h[c];
+      }
+    return stream;
+  }
+
+  Outcome run(const Options& options) const {
+    Tensor<T> y(of.groups, of.rows, W, of.float_x);
+    const int64_t padded = (of.rows + 15) / 16 * 16 * W;
+    std::vector<float> stream(size_t(of.keeps_stream ? of.groups * blocks() * padded : 0));
+    GlobalMemory memory;
+    MlpForwardArgs<T> args{};
+    args.rows = of.rows, args.depth = of.depth, args.layers_per_block = of.per_block, args.eps = float(kEps);
+    const auto in = [&](const char* name, const Tensor<T>& t) {
+      return t.template view<const unsigned char>(memory.input(name, t.bytes.data(), t.bytes.size()));
+    };
+    args.x = in("x", x), args.bias = in("bias", bias), args.ln_weight = in("gamma", gamma);
+    args.ln_bias = in("beta", beta);
+    args.weight = reinterpret_cast<const T*>(memory.input("weight", weight.bytes.data(), weight.bytes.size()));
+    args.weight_group_stride = weight.outer_stride(), args.weight_stride = weight.stride;
+    args.y = y.template view<unsigned char>(memory.output("y", y.bytes.data(), y.bytes.size()));
+    if (of.keeps_stream) args.stream = memory.output("stream", stream.data(), stream.size());
+    args.stream_group_stride = blocks() * padded, args.stream_block_stride = padded;
+
+    const Launch what{"residual_mlp_forward", {of.grid, unsigned(of.groups)}, {Tile::kThreads}, Tile::kSharedBytes};
+    Outcome outcome{
+        emu::launch(what, memory, options, [&] { residual_mlp_forward<T, W, R, kActivation>(args); }), true};
+
+    off = 0;
+    const double rounding = of.float_x ? 0 : kRoundoff;
+    double written = 0;
+    for (int64_t g = 0; g < of.groups; ++g)
+      for (int64_t r = 0; r < of.rows; ++r)
+        for (int c = 0; c < W; ++c) {
+          compare(outcome, y.at(g, r, c), exact[at(g, blocks(), r, c)], rounding);
+          for (int b = 0; of.keeps_stream && b < blocks(); ++b)
+            compare(outcome, stream[size_t((g * blocks() + b) * padded + r * W + c)], exact[at(g, b, r, c)], 0);
+        }
+    // Nothing is written beside the rows.
+    for (size_t i = 0; i < y.bytes.size(); ++i) written += y.bytes[i] != 0xff;
+    outcome.right &= written <= double(of.groups * of.rows * W * (of.float_x ? 4 : 2));
+    return outcome;
+  }
+
+  // Sums in float instead of double now and then turn the rounding of a layer's input the other way.
+  static constexpr double kRoundoff = std::is_same_v<T, bf16> ? 0x1p-9 : 0x1p-12;
+  void compare(Outcome& outcome, double got, double expected, double rounding) const {
+    const double difference = std::fabs(got - expected) - rounding * std::fabs(expected);
+    outcome.right &= difference <= kRoundoff;
+    off = std::max(off, difference);
+  }
+
+  void check_counts(const emu::Counts& counts) const {
+    const uint64_t tiles = of.groups * ((of.rows + R - 1) / R), layers = tiles * of.depth;
+    const uint64_t size_x = of.float_x ? 4 : 2, rows = of.groups * of.rows;
+    const uint64_t vectors = (of.float_bias ? 4 : 2) + (of.float_gamma ? 4 : 2) + (of.float_beta ? 4 : 2);
+    const uint64_t of_layer = 2 * W * W + vectors * W;
+    CHECK(counts.global_read == layers * of_layer + rows * W * size_x);
+    CHECK(counts.global_written == rows * W * (size_x + (of.keeps_stream ? 4 * blocks() : 0)));
+    CHECK(counts.copies == layers * of_layer / 16);
+    CHECK(counts.flops == 2 * layers * R * W * W);
+    CHECK(counts.barriers == 2 * layers);
+    CHECK(counts.warp_barriers == layers * 8 * (W / 32));
+    CHECK(counts.ldmatrix == layers * 8 * (W / 32) * (W / 64 + 2 * (R / 16)));
+    CHECK(counts.bank_conflicts == 0, "%llu", static_cast<unsigned long long>(counts.bank_conflicts));
+  }
+
+  Case of;
+  Tensor<T> x, weight, bias, gamma, beta;
+  std::vector<double> exact;
+  mutable double off = 0;
+};
+
+template <class T, int W, int R, Activation kActivation>
+void prove(const char* name, const Case& of) {
+  const Problem<T, W, R, kActivation> problem(of);
+  double off = 0;
+  for (const Options& options : emu::all_schedules(3)) {
+    try {
+      const Outcome outcome = problem.run(options);
+      CHECK(outcome.right, "%s: off by %g (%s)", name, problem.off, options.name().c_str());
+      problem.check_counts(outcome.report.counts);
+      off = std::max(off, problem.off);
+    } catch (const Error& e) {
+      CHECK(false, "%s (%s): %s", name, options.name().c_str(), e.what());
+    }
+  }
+  std::printf("%s, %d rows, depth %d: off by %.2e, allowed %.2e\n", name, int(of.rows), of.depth, off,
+              problem.kRoundoff);
+}
+
+}  // namespace
+
+int main() {
+  using enum Activation;
+  prove<bf16, 64, 16, silu>("bf16 64", {});
+  return check::result("emu residual mlp");
+}
