@@ -12,8 +12,8 @@
 //   z         fp32, in registers: sums of the products, plus the bias
 //
 // LayerNorm is two-pass within a warp: mean and sum of squared deviations of its columns of each row. They meet in
-// shared memory, and every thread puts together those of its rows, n = kWidth / 8 columns a warp:
-//   mean = sum_w mean_w / 8,   sum of squares = sum_w (squares_w + n (mean_w - mean)^2)
+// shared memory, where all warps put them together by twos, of n numbers each:
+//   mean = (mean_1 + mean_2) / 2,   squares = squares_1 + squares_2 + n / 2 (mean_1 - mean_2)^2
 //
 // Two barriers a layer:
 //   1. t has been written by all before anybody multiplies it; and the statistics of the layer before have been read by
@@ -47,6 +47,11 @@ class MlpForwardTile {
   using Fragments = typename Tile::Fragments;
   static constexpr int kM = Tile::kM, kN = Tile::kN, kRowsOfThread = 2 * kM;
 
+  // Pieces of 16 bytes of a row of t are permuted, so that the eight rows of ldmatrix lie in different banks: piece p of
+  // row r lies at p ^ r % 8. In both p and r a thread's own bits are apart from those that loops go over, which are
+  // known when this is compiled: few addresses have to be kept.
+  static constexpr int kRowBytes = Tile::kWidth * int(sizeof(T));
+
  public:
   __device__ __forceinline__ MlpForwardTile(Shared<unsigned char> shared, int warp, int lane)
       : activations_(shared + Tile::kActivations), statistics_(as<float2>(shared + Tile::kStatistics)), warp_(warp),
@@ -66,10 +71,16 @@ class MlpForwardTile {
 
   // t becomes what the next layer multiplies.
   __device__ __forceinline__ void put(const Fragments& t) const {
-    for_pairs([&](int m, int n, int half, int row, int column) {
-      const uint32_t bits = pack<T>(t[m][n][2 * half], t[m][n][2 * half + 1]);
-      *as<uint32_t>(activations_ + (swizzled(row, column / 8) + column % 8 * int(sizeof(T)))) = bits;
-    });
+    const Shared<unsigned char> first = activations_ + (lane_ / 4 * kRowBytes + lane_ % 4 * 4);
+    const int piece = warp_ * kN ^ lane_ / 4;
+#pragma unroll
+    for (int m = 0; m < kM; ++m)
+#pragma unroll
+      for (int n = 0; n < kN; ++n)
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+          *as<uint32_t>(first + ((16 * m + 8 * half) * kRowBytes + (piece ^ n) * 16)) =
+              pack<T>(t[m][n][2 * half], t[m][n][2 * half + 1]);
   }
 
   // z = t W^T for the warp's columns.
@@ -80,6 +91,8 @@ class MlpForwardTile {
       for (int n = 0; n < kN; ++n)
 #pragma unroll
         for (int e = 0; e < 4; ++e) z[m][n][e] = 0;
+    const Shared<unsigned char> first = activations_ + lane_ % 16 * kRowBytes;
+    const int piece = lane_ / 16 ^ lane_ % 8;
 #pragma unroll
     for (int step = 0; step < Tile::kSteps; ++step) {
       const Shared<unsigned char> stage = weights.next(step);
@@ -88,7 +101,7 @@ class MlpForwardTile {
       for (int half = 0; half < 2; ++half)
 #pragma unroll
         for (int m = 0; m < kM; ++m)
-          ldmatrix(a[half][m], activations_ + swizzled(16 * m + lane_ % 16, 4 * step + 2 * half + lane_ / 16));
+          ldmatrix(a[half][m], first + (16 * m * kRowBytes + (piece ^ (4 * step + 2 * half)) * 16));
 #pragma unroll
       for (int n = 0; n < kN; ++n) {
         uint32_t b[4];
@@ -153,35 +166,34 @@ class MlpForwardTile {
   __device__ __forceinline__ int row(int i) const { return 8 * i + lane_ / 4; }        // of the thread's rows
   __device__ __forceinline__ int column(int n) const { return 8 * n + lane_ % 4 * 2; }  // of the warp's
 
-  // Where a piece of 16 bytes of a row of t lies: permuted, so that the eight rows of ldmatrix lie in different banks.
-  __device__ __forceinline__ static int swizzled(int row, int piece) {
-    return row * Tile::kWidth * int(sizeof(T)) + (piece ^ (row % 8)) * 16;
-  }
-
   // The four lanes that share a row add up.
   __device__ __forceinline__ static float sum_of_row(float x) {
     x += __shfl_xor_sync(0xffffffffu, x, 1);
     return x + __shfl_xor_sync(0xffffffffu, x, 2);
   }
 
+  // Each of the four lanes that share a row takes two warps' statistics; then they put theirs together by twos. All
+  // get the same bits, since what they do is symmetric.
   __device__ __forceinline__ void statistics_of_row(int row, float eps, float& mean, float& rstd) const {
-    const Shared<float4> pairs = as<float4>(statistics_ + row * Tile::kStatisticsRow);
-    float4 of_warps[Tile::kWarps / 2];  // mean, squares, mean, squares
-    mean = 0;
+    const float4 two = as<float4>(statistics_ + row * Tile::kStatisticsRow)[lane_ % 4];
+    mean = two.x;
+    float squares = two.y;
+    merge(mean, squares, two.z, two.w, Tile::kColumns);
 #pragma unroll
-    for (int i = 0; i < Tile::kWarps / 2; ++i) {
-      of_warps[i] = pairs[i];
-      mean += of_warps[i].x + of_warps[i].z;
+    for (int lanes = 1; lanes < 4; lanes *= 2) {
+      const float other_mean = __shfl_xor_sync(0xffffffffu, mean, lanes);
+      const float other_squares = __shfl_xor_sync(0xffffffffu, squares, lanes);
+      merge(mean, squares, other_mean, other_squares, 2 * lanes * Tile::kColumns);
     }
-    mean *= 1.0f / Tile::kWarps;
-    float within = 0, among = 0;
-#pragma unroll
-    for (int i = 0; i < Tile::kWarps / 2; ++i) {
-      const float first = of_warps[i].x - mean, second = of_warps[i].z - mean;
-      within += of_warps[i].y + of_warps[i].w;
-      among += first * first + second * second;
-    }
-    rstd = rsqrt_approx((within + among * float(Tile::kColumns)) * (1.0f / Tile::kWidth) + eps);
+    rstd = rsqrt_approx(squares * (1.0f / Tile::kWidth) + eps);
+  }
+
+  // Of two times n numbers.
+  __device__ __forceinline__ static void merge(float& mean, float& squares, float other_mean, float other_squares,
+                                               int n) {
+    const float difference = mean - other_mean;
+    squares = (squares + other_squares) + difference * difference * (0.5f * float(n));
+    mean = 0.5f * (mean + other_mean);
   }
 
   const Shared<unsigned char> activations_;
@@ -190,7 +202,7 @@ class MlpForwardTile {
 };
 
 template <class T, int kWidth, int kRows, Activation kActivation>
-__global__ void __launch_bounds__(MlpTile<T, kWidth, kRows>::kThreads)
+__global__ void __launch_bounds__(MlpTile<T, kWidth, kRows>::kThreads, MlpTile<T, kWidth, kRows>::kResident)
     residual_mlp_forward(const __grid_constant__ MlpForwardArgs<T> args) {
   using Tile = MlpTile<T, kWidth, kRows>;
   NSK_DYNAMIC_SHARED(shared);
@@ -203,25 +215,25 @@ __global__ void __launch_bounds__(MlpTile<T, kWidth, kRows>::kThreads)
   const MlpForwardTile<Tile> tile(shared, warp, lane);
   for (int64_t i = blockIdx.x; i < tiles; i += gridDim.x) {
     const int64_t row0 = i * kRows;
+    const int rows = int(min(args.rows - row0, int64_t(kRows)));
     // Rows past the last one are 0 to begin with. What becomes of them nobody reads.
     typename Tile::Fragments h, t;
     tile.for_pairs([&](int m, int n, int half, int row, int column) {
       float2 pair = make_float2(0, 0);
-      if (row0 + row < args.rows)
-        pair = load_pair<T>(args.x.template at<T>(group, row0 + row, column), args.x.is_float);
+      if (row < rows) pair = load_pair<T>(args.x.template at<T>(group, row0 + row, 0), column, args.x.is_float);
       t[m][n][2 * half] = h[m][n][2 * half] = pair.x;
       t[m][n][2 * half + 1] = h[m][n][2 * half + 1] = pair.y;
     });
 
-    for (int layer = 0, of_block = 0, block = 0; layer < args.depth; ++layer) {
-      if (of_block == 0 && args.stream) {
-        const Global<float> stream =
-            args.stream + (group * args.stream_group_stride + block * args.stream_block_stride);
+    Global<float> stream = args.stream;
+    if (stream) stream += group * args.stream_group_stride + row0 * kWidth;
+    for (int layer = 0, of_block = 0; layer < args.depth; ++layer) {
+      if (of_block == 0 && stream) {
         tile.for_pairs([&](int m, int n, int half, int row, int column) {
-          if (row0 + row < args.rows)
-            *as<float2>(stream + ((row0 + row) * kWidth + column)) =
-                make_float2(h[m][n][2 * half], h[m][n][2 * half + 1]);
+          if (row < rows)
+            *as<float2>(stream + (row * kWidth + column)) = make_float2(h[m][n][2 * half], h[m][n][2 * half + 1]);
         });
+        stream += args.stream_block_stride;
       }
       tile.put(t);
       __syncthreads();  // barrier 1
@@ -230,7 +242,7 @@ __global__ void __launch_bounds__(MlpTile<T, kWidth, kRows>::kThreads)
       __syncthreads();  // barrier 2
       tile.template normalise<kActivation>(weights, args.eps, t);
       if (++of_block == args.layers_per_block) {
-        of_block = 0, ++block;
+        of_block = 0;
         tile.for_pairs([&](int m, int n, int half, int, int) {
           t[m][n][2 * half] = h[m][n][2 * half] += t[m][n][2 * half];
           t[m][n][2 * half + 1] = h[m][n][2 * half + 1] += t[m][n][2 * half + 1];
@@ -239,12 +251,9 @@ __global__ void __launch_bounds__(MlpTile<T, kWidth, kRows>::kThreads)
     }
 
     tile.for_pairs([&](int m, int n, int half, int row, int column) {
-      if (row0 + row >= args.rows) return;
-      const Global<unsigned char> y = args.y.template at<T>(group, row0 + row, column);
-      if (args.y.is_float)
-        *as<float2>(y) = make_float2(h[m][n][2 * half], h[m][n][2 * half + 1]);
-      else
-        *as<uint32_t>(y) = pack<T>(h[m][n][2 * half], h[m][n][2 * half + 1]);
+      if (row < rows)
+        store_pair<T>(args.y.template at<T>(group, row0 + row, 0), column, args.y.is_float,
+                      make_float2(h[m][n][2 * half], h[m][n][2 * half + 1]));
     });
   }
 }

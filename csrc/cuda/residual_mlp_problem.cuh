@@ -56,6 +56,8 @@ struct MlpTile {
   static constexpr int kWarps = 8, kThreads = kWarps * kWarp;
   static constexpr int kColumns = kWidth / kWarps;
   static_assert(sizeof(T) == 2 && kColumns % 8 == 0 && kRows % 16 == 0);
+  // Blocks for which a multiprocessor has the registers, 64K.
+  static constexpr int kResident = kRows * kWidth <= 1024 ? 3 : kRows * kWidth <= 4096 ? 2 : 1;
 
   // What a thread holds of a [rows, columns] matrix: the fragments of mma, 16 x 8 each. Element e of fragment (m, n) is
   // at row 16 m + lane / 4 + e / 2 * 8 and at the warp's column 8 n + lane % 4 * 2 + e % 2.
@@ -77,15 +79,23 @@ struct MlpTile {
   static constexpr int kSharedBytes = kStatistics + kRows * kStatisticsRow * int(sizeof(float2));
 };
 
-// The type of a tensor is looked at where it is read: two elements of it.
+// The type of a tensor is looked at where it is read or written: elements i and i + 1, i even,
+// of what starts at p.
 template <class T, class Pointer>
-__device__ __forceinline__ float2 load_pair(Pointer p, bool is_float) {
+__device__ __forceinline__ float2 load_pair(Pointer p, int i, bool is_float) {
   if (is_float) {
-    const float2 values = *as<const float2>(p);
+    const float2 values = *as<const float2>(p + i * int(sizeof(float)));
     return values;
   }
-  const uint32_t bits = *as<const uint32_t>(p);
+  const uint32_t bits = *as<const uint32_t>(p + i * int(sizeof(T)));
   return unpack<T>(bits);
+}
+template <class T>
+__device__ __forceinline__ void store_pair(Global<unsigned char> p, int i, bool is_float, float2 values) {
+  if (is_float)
+    *as<float2>(p + i * int(sizeof(float))) = values;
+  else
+    *as<uint32_t>(p + i * int(sizeof(T))) = pack<T>(values.x, values.y);
 }
 
 }  // namespace nsk::cuda

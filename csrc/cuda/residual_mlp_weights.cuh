@@ -1,8 +1,8 @@
 // The weights of a network on their way to the warp that multiplies by them: a ring of stages in shared memory that is
 // its own, filled by cp.async some stages ahead.
 //
-// A stage is kDepth columns of the warp's rows of W. The ring runs on from layer to layer and from tile to tile, so that
-// only the very first stages are waited for in full. With the first stage of a layer come the warp's columns of its
+// A stage is kDepth columns of the warp's rows of W. The ring runs on from layer to layer and from tile to tile, so
+// that only the very first stages are waited for in full. With the first stage of a layer come the warp's columns of its
 // bias, gamma and beta, into one of two places in turn. They are read until the layer ends, when the ring has no more
 // than the next layer's stages under way: the copies into the same place begin later.
 #pragma once
@@ -61,8 +61,7 @@ class MlpWeights {
   // Two elements of vector 0 (bias), 1 (gamma) or 2 (beta), of the layer whose first step has come.
   __device__ __forceinline__ float2 vector(int i, int column) const {
     const bool is_float = i == 0 ? args_.bias.is_float : i == 1 ? args_.ln_weight.is_float : args_.ln_bias.is_float;
-    const int bytes = is_float ? int(sizeof(float)) : int(sizeof(T));
-    return load_pair<T>(vectors_ + (reads_ * 3 + i) * Tile::kVectorBytes + column * bytes, is_float);
+    return load_pair<T>(vectors_ + (reads_ * 3 + i) * Tile::kVectorBytes, column, is_float);
   }
 
  private:
@@ -84,6 +83,7 @@ class MlpWeights {
     if (step == 0) {
       layer_ = layer_ + 1 == args_.depth ? 0 : layer_ + 1;
       --layers_left_;
+      weight_ = first_weight_ + layer_ * args_.weight_stride;
     }
     if (layers_left_ >= 0) {
       if (step == 0) {
@@ -92,10 +92,10 @@ class MlpWeights {
           cp_async<16>(vectors_ + (writes_ * 3 * Tile::kVectorBytes + lane_ * 16),
                        first_vector_ + layer_ * vector_stride_);
       }
-      const Global<const T> from = first_weight_ + (layer_ * args_.weight_stride + step * Tile::kDepth);
 #pragma unroll
       for (int n = 0; n < Tile::kN; ++n)
-        cp_async<16>(ring_ + (stage * Tile::kStageBytes + 8 * n * kRowBytes + to_), from + 8 * n * Tile::kWidth);
+        cp_async<16>(ring_ + (stage * Tile::kStageBytes + 8 * n * kRowBytes + to_),
+                     weight_ + (8 * n * Tile::kWidth + step * Tile::kDepth));
     }
     cp_async_commit();
   }
@@ -103,13 +103,13 @@ class MlpWeights {
   const MlpForwardArgs<T>& args_;
   const int lane_;
   const Shared<unsigned char> ring_, vectors_;
-  Global<const T> first_weight_;
+  Global<const T> first_weight_, weight_;  // of the group, and of the layer that is being copied
   Global<const unsigned char> first_vector_;
   int64_t vector_stride_;
   bool copies_vector_;
   int to_;
   int64_t layers_left_;  // to begin
-  int layer_ = -1;       // that is being copied
+  int layer_ = -1;
   int stage_ = 0;        // of the next step
   int writes_ = 1, reads_ = 1;
 };

@@ -1,6 +1,6 @@
-// Residual MLPs on tensor cores against their definition in double, in which the layers' inputs are rounded as the kernel
-// rounds them: every width, type and activation, groups, ragged rows, several tiles a block; in every schedule, with
-// counts of bytes and FLOPs, and without each barrier, wait and commit.
+// Residual MLPs on tensor cores against their definition in double, in which the layers' inputs are rounded as the
+// kernel rounds them: every width, type and activation, groups, ragged rows, several tiles a block; in every schedule,
+// with counts of bytes and FLOPs, and without each barrier, wait and commit.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -60,6 +60,7 @@ struct Case {
   unsigned grid = 1;                                                          // blocks that share a group's tiles
   bool float_x = true, float_bias = true, float_gamma = true, float_beta = true;  // or T
   bool keeps_stream = true;
+  float mean_bias = 0;
 };
 
 double activated(Activation activation, double y) {
@@ -71,13 +72,13 @@ double activated(Activation activation, double y) {
 template <class T, int W, int R, Activation kActivation>
 struct Problem {
   using Tile = MlpTile<T, W, R>;
-  static constexpr double kEps = 1e-5;
+  static constexpr double kEps = 0.05;  // large, so that it is missed where it is missing
 
   explicit Problem(const Case& of)
       : of(of), x(of.groups, of.rows, W, of.float_x), weight(of.groups, of.depth, W * W, false),
         bias(of.groups, of.depth, W, of.float_bias), gamma(of.groups, of.depth, W, of.float_gamma),
         beta(of.groups, of.depth, W, of.float_beta) {
-    x.fill(1, 0, 1), weight.fill(2, 0, 1 / std::sqrt(float(W))), bias.fill(3, 0, 0.5f);
+    x.fill(1, 0, 1), weight.fill(2, 0, 1 / std::sqrt(float(W))), bias.fill(3, of.mean_bias, 0.5f);
     gamma.fill(4, 1, 0.3f), beta.fill(5, 0, 0.3f);
     exact = define(true);
   }
@@ -138,29 +139,38 @@ struct Problem {
     Outcome outcome{
         emu::launch(what, memory, options, [&] { residual_mlp_forward<T, W, R, kActivation>(args); }), true};
 
-    off = 0;
+    errors = {};
     const double rounding = of.float_x ? 0 : kRoundoff;
     double written = 0;
     for (int64_t g = 0; g < of.groups; ++g)
       for (int64_t r = 0; r < of.rows; ++r)
         for (int c = 0; c < W; ++c) {
-          compare(outcome, y.at(g, r, c), exact[at(g, blocks(), r, c)], rounding);
+          errors.add(y.at(g, r, c), exact[at(g, blocks(), r, c)], rounding);
           for (int b = 0; of.keeps_stream && b < blocks(); ++b)
-            compare(outcome, stream[size_t((g * blocks() + b) * padded + r * W + c)], exact[at(g, b, r, c)], 0);
+            errors.add(stream[size_t((g * blocks() + b) * padded + r * W + c)], exact[at(g, b, r, c)], 0);
         }
+    outcome.right &= errors.small();
     // Nothing is written beside the rows.
     for (size_t i = 0; i < y.bytes.size(); ++i) written += y.bytes[i] != 0xff;
     outcome.right &= written <= double(of.groups * of.rows * W * (of.float_x ? 4 : 2));
     return outcome;
   }
 
-  // Sums in float instead of double now and then turn the rounding of a layer's input the other way.
-  static constexpr double kRoundoff = std::is_same_v<T, bf16> ? 0x1p-9 : 0x1p-12;
-  void compare(Outcome& outcome, double got, double expected, double rounding) const {
-    const double difference = std::fabs(got - expected) - rounding * std::fabs(expected);
-    outcome.right &= difference <= kRoundoff;
-    off = std::max(off, difference);
-  }
+  // Sums in float instead of double now and then turn the rounding of a layer's input the other way, by two roundoffs.
+  // That moves what follows of the row, but few rows.
+  static constexpr double kRoundoff = std::is_same_v<T, bf16> ? 0x1p-8 : 0x1p-11;
+  static constexpr double kMost = 4 * kRoundoff, kMean = kRoundoff / 16;
+  struct Errors {
+    double most = 0, squares = 0, count = 0;
+
+    double mean() const { return count > 0 ? std::sqrt(squares / count) : 0; }
+    bool small() const { return most <= kMost && mean() <= kMean; }
+    void add(double got, double expected, double rounding) {
+      const double error = std::max(std::fabs(got - expected) - rounding * std::fabs(expected), 0.0);
+      most = error <= most ? most : error;  // NaN stays
+      squares += error * error, ++count;
+    }
+  };
 
   void check_counts(const emu::Counts& counts) const {
     const uint64_t tiles = of.groups * ((of.rows + R - 1) / R), layers = tiles * of.depth;
@@ -180,31 +190,84 @@ struct Problem {
   Case of;
   Tensor<T> x, weight, bias, gamma, beta;
   std::vector<double> exact;
-  mutable double off = 0;
+  mutable Errors errors;  // of the last run
 };
 
 template <class T, int W, int R, Activation kActivation>
 void prove(const char* name, const Case& of) {
   const Problem<T, W, R, kActivation> problem(of);
-  double off = 0;
   for (const Options& options : emu::all_schedules(3)) {
     try {
       const Outcome outcome = problem.run(options);
-      CHECK(outcome.right, "%s: off by %g (%s)", name, problem.off, options.name().c_str());
+      CHECK(outcome.right, "%s: off by %g, %g (%s)", name, problem.errors.most, problem.errors.mean(),
+            options.name().c_str());
       problem.check_counts(outcome.report.counts);
-      off = std::max(off, problem.off);
     } catch (const Error& e) {
       CHECK(false, "%s (%s): %s", name, options.name().c_str(), e.what());
     }
   }
-  std::printf("%s, %d rows, depth %d: off by %.2e, allowed %.2e\n", name, int(of.rows), of.depth, off,
-              problem.kRoundoff);
+  std::printf("%s, %d rows, depth %d: off by %.1e at most (%.1e allowed), %.1e in the mean square (%.1e allowed)\n",
+              name, int(of.rows), of.depth, problem.errors.most, problem.kMost, problem.errors.mean(), problem.kMean);
+}
+
+// One case for each way to leave a tile, a block or a type, all of several blocks of layers.
+template <class T, int W, int R, Activation kActivation>
+void prove_all(const char* name) {
+  // Two blocks of layers; one row; a tile and a bit, two groups, with all in T.
+  prove<T, W, R, kActivation>(name, {.rows = R, .depth = 4, .per_block = 2});
+  prove<T, W, R, kActivation>(name, {.rows = 1, .depth = 3, .per_block = 1, .float_bias = false});
+  prove<T, W, R, kActivation>(name, {.groups = 2,
+                                     .rows = R + 5,
+                                     .depth = 3,
+                                     .per_block = 3,
+                                     .grid = 2,
+                                     .float_x = false,
+                                     .float_bias = false,
+                                     .float_gamma = false,
+                                     .float_beta = false,
+                                     .keeps_stream = false});
+}
+
+void measure() {
+  const Problem<bf16, 256, 32, Activation::silu> problem({.rows = 64, .depth = 8, .per_block = 4});
+  for (bool races : {false, true}) {
+    Options options;
+    options.races = races;
+    const auto start = std::chrono::steady_clock::now();
+    const Outcome outcome = problem.run(options);
+    const double ms = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+    std::printf("64 rows of 8 layers of 256, %s: %.1f ms, %.0f MFLOP/s\n",
+                races ? "looking for races" : "not looking for races", ms, outcome.report.counts.flops / ms / 1e3);
+  }
 }
 
 }  // namespace
 
 int main() {
   using enum Activation;
-  prove<bf16, 64, 16, silu>("bf16 64", {});
+  prove_all<bf16, 64, 16, silu>("bf16 64, tiles of 16, silu");
+  prove_all<bf16, 64, 32, relu>("bf16 64, tiles of 32, relu");
+  prove_all<f16, 64, 16, gelu_tanh>("f16 64, tiles of 16, gelu");
+  prove_all<bf16, 128, 16, gelu_tanh>("bf16 128, tiles of 16, gelu");
+  prove_all<f16, 128, 32, silu>("f16 128, tiles of 32, silu");
+  prove_all<bf16, 256, 16, relu>("bf16 256, tiles of 16, relu");
+  prove_all<bf16, 256, 32, silu>("bf16 256, tiles of 32, silu");
+  prove_all<f16, 256, 32, gelu_tanh>("f16 256, tiles of 32, gelu");
+
+  // Deep, with several tiles for a block of threads: rings and vectors go round many times, and on to the next tile.
+  prove<bf16, 64, 16, silu>("bf16 64, deep", {.rows = 40, .depth = 9, .per_block = 3});
+  prove<f16, 128, 16, silu>("f16 128, deep", {.groups = 2, .rows = 90, .depth = 5, .per_block = 1, .grid = 4});
+  prove<bf16, 256, 16, silu>("bf16 256, deep", {.rows = 40, .depth = 5, .per_block = 5, .grid = 2});
+  prove<bf16, 256, 32, silu>("bf16 256, far from 0", {.rows = 32, .mean_bias = 100});
+  prove<bf16, 64, 16, silu>("no layers", {.rows = 20, .depth = 0, .per_block = 1});
+  prove<bf16, 64, 16, silu>("no rows", {.rows = 0, .depth = 2, .per_block = 1});
+
+  every_flaw_is_seen("64", [problem = Problem<bf16, 64, 16, silu>({.rows = 40, .depth = 3, .per_block = 1})](
+                               const Options& options) { return problem.run(options); });
+  every_flaw_is_seen("128", [problem = Problem<f16, 128, 32, gelu_tanh>({.rows = 40, .depth = 2})](
+                                const Options& options) { return problem.run(options); });
+  every_flaw_is_seen("256", [problem = Problem<bf16, 256, 16, relu>({.rows = 20, .depth = 2})](
+                                const Options& options) { return problem.run(options); });
+  measure();
   return check::result("emu residual mlp");
 }
