@@ -47,9 +47,9 @@ class MlpForwardTile {
   using Fragments = typename Tile::Fragments;
   static constexpr int kM = Tile::kM, kN = Tile::kN, kRowsOfThread = 2 * kM;
 
-  // Pieces of 16 bytes of a row of t are permuted, so that the eight rows of ldmatrix lie in different banks: piece p of
-  // row r lies at p ^ r % 8. In both p and r a thread's own bits are apart from those that loops go over, which are
-  // known when this is compiled: few addresses have to be kept.
+  // Pieces of 16 bytes of a row of t are permuted, so that the eight rows of ldmatrix lie in different banks: piece p
+  // of row r lies at p ^ r % 8. A thread's own bits of p and r are apart from those that loops go over, which the
+  // compiler knows: few addresses have to be kept.
   static constexpr int kRowBytes = Tile::kWidth * int(sizeof(T));
 
  public:

@@ -2,9 +2,9 @@
 // its own, filled by cp.async some stages ahead.
 //
 // A stage is kDepth columns of the warp's rows of W. The ring runs on from layer to layer and from tile to tile, so
-// that only the very first stages are waited for in full. With the first stage of a layer come the warp's columns of its
-// bias, gamma and beta, into one of two places in turn. They are read until the layer ends, when the ring has no more
-// than the next layer's stages under way: the copies into the same place begin later.
+// that only the very first stages are waited for in full. With the first stage of a layer come the warp's columns of
+// its bias, gamma and beta, into one of two places in turn. They are read until the layer ends, when the ring has no
+// more than the next layer's stages under way: the copies into the same place begin later.
 #pragma once
 
 #include "residual_mlp_problem.cuh"

@@ -159,7 +159,7 @@ struct Problem {
   // Sums in float instead of double now and then turn the rounding of a layer's input the other way, by two roundoffs.
   // That moves what follows of the row, but few rows.
   static constexpr double kRoundoff = std::is_same_v<T, bf16> ? 0x1p-8 : 0x1p-11;
-  static constexpr double kMost = 4 * kRoundoff, kMean = kRoundoff / 16;
+  static constexpr double kMost = 4 * kRoundoff, kMean = kRoundoff / 8;
   struct Errors {
     double most = 0, squares = 0, count = 0;
 
