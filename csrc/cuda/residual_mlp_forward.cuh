@@ -3,7 +3,8 @@
 //   h = x;  for each block { t = h;  layers_per_block times t = act(LayerNorm(t W^T + b));  h += t };  y = h
 //
 // Rows never meet, so a block of threads takes a tile of kRows rows through all layers and only weights stream, once
-// per tile. gridDim.y is the groups; gridDim.x blocks share a group's tiles, each takes every gridDim.x-th.
+// per tile. gridDim.y is the groups; gridDim.x blocks share a group's tiles, each takes every gridDim.x-th. Tiles of 16
+// rows are for few rows, where a layer's latency is all there is; those of 32 read the weights half as often.
 //
 // Eight warps cut the tile by columns: a warp computes all rows of kWidth / 8 columns. Who owns what:
 //   h         fp32, in registers, in the layout of mma's sums: a thread has the same elements of h, of z and of t
