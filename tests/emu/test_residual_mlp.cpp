@@ -159,6 +159,8 @@ struct Problem {
             errors.add(stream[size_t((g * blocks() + b) * padded + r * W + c)], expected[at(g, b, r, c)], 0);
         }
     outcome.right &= errors.most <= kMost && errors.mean() <= kMean && all_errors.mean() <= kRoundoff;
+    if (result.empty()) result = y.bytes;
+    outcome.right &= result == y.bytes;
     // Nothing is written beside the rows.
     outcome.right &= y.kept_gaps();
     for (size_t i = 0; i < stream.size(); ++i)
@@ -199,6 +201,7 @@ struct Problem {
   Case of;
   Tensor<T> x, weight, bias, gamma, beta;
   std::vector<double> exact, expected;  // without rounding of what layers multiply, and with it
+  mutable std::vector<unsigned char> result;  // of the first run: all give the same bits
   mutable Errors errors, all_errors;    // of the last run: off what was expected, and of y off what is exact
 };
 
