@@ -71,7 +71,7 @@ def beside_a_mask(name: str, tile: Tile, registers: int) -> Tile:
 
 # The passes without products over long rows take one tile each.
 JOIN = Tile(16, 16, 4, 1)
-ROWS = {64: Tile(32, 16, 4, 1), 128: Tile(32, 16, 4, 1), 256: Tile(16, 16, 4, 1)}
+ROWS = {64: Tile(32, 16, 4, 1), 128: Tile(16, 16, 4, 1), 256: Tile(16, 16, 4, 1)}
 
 Row = dict[int, Tile | None]
 
