@@ -50,7 +50,7 @@ struct GatedSdpaForward {
   const Shared<unsigned char> mine, stages;  // this warp's rows, and the block's keys and values
   const int lane, batch, head;
   const Rows queries, keys;
-  const PositionMask position;
+  const Position position;
 
   __device__ __forceinline__ GatedSdpaForward(const GatedSdpa<T>& problem, Shared<unsigned char> shared, int b, int h)
       : p(problem),
@@ -69,19 +69,21 @@ struct GatedSdpaForward {
     return stages + tile % 2 * Tiles::kStageBytes;
   }
 
-  __device__ __forceinline__ void load_keys(int tile) const {
-    const int kv_head = head / (p.heads_q / p.heads_kv), thread = int(threadIdx.x);
-    const Global<const T> key = p.key + p.key_stride.at(batch, kv_head, keys.first);
-    const Global<const T> value = p.value + p.value_stride.at(batch, kv_head, keys.first);
-    load_tile<kKeys, kD, Tiles::kThreads>(stage(tile), key, p.key_stride.row, tile * kKeys, keys.count, thread);
-    load_tile<kKeys, kDv, Tiles::kThreads>(stage(tile) + Tiles::kKeyBytes, value, p.value_stride.row, tile * kKeys,
-                                           keys.count, thread);
+  using KeyLoader = TileLoader<kKeys, kD, Tiles::kThreads, T>;
+  using ValueLoader = TileLoader<kKeys, kDv, Tiles::kThreads, T>;
+  __device__ __forceinline__ KeyLoader key_loader() const {
+    return {p.key + p.key_stride.at(batch, kv_head(), keys.first), p.key_stride.row, keys.count, int(threadIdx.x)};
   }
+  __device__ __forceinline__ ValueLoader value_loader() const {
+    return {p.value + p.value_stride.at(batch, kv_head(), keys.first), p.value_stride.row, keys.count,
+            int(threadIdx.x)};
+  }
+  __device__ __forceinline__ int kv_head() const { return head / (p.heads_q / p.heads_kv); }
 
   // A negative scale is the query's sign: softmax can then take the maximum of the bare products.
   __device__ __forceinline__ void load_query(uint32_t (&a)[4], int step) const {
     const uint32_t sign = p.scale < 0 ? 0x80008000u : 0;
-    load_a<kD>(a, mine, 0, 16 * step, lane);
+    TileReader<kD>::rows(lane).load(a, mine, 0, 16 * step);
 #pragma unroll
     for (uint32_t& x : a) x ^= sign;
   }
@@ -90,20 +92,26 @@ struct GatedSdpaForward {
   __device__ __forceinline__ void load_gate(int row0) const {
     if (!gate_in_tile()) return;
     const Global<const T> gate = as<const T>(p.gate.data) + p.gate_stride.at(batch, head, queries.first);
-    load_tile<16, kDv, 32>(mine, gate, p.gate_stride.row, row0, queries.count, lane);
+    TileLoader<16, kDv, 32, T>(gate, p.gate_stride.row, queries.count, lane).load(mine, row0);
   }
 
   // Rows `block_row` .. of the sequence.
   __device__ __forceinline__ void run(int block_row) const {
     const int row0 = block_row + int(threadIdx.x) / 32 * 16;
-    const KeyRange block_first = position.keys(block_row);
-    const KeyRange block_last = position.keys(min(block_row + Tiles::kRows, queries.count) - 1);
-    const KeyRange first = position.keys(row0), last = position.keys(row0 + 15);
-    const int begin = int(block_first.begin) / kKeys, end = (int(block_last.end) + kKeys - 1) / kKeys;
+    const Position::Keys block_first = position.keys(block_row);
+    const Position::Keys block_last = position.keys(min(block_row + Tiles::kRows, queries.count) - 1);
+    const Position::Keys first = position.keys(row0), last = position.keys(row0 + 15);
+    const int begin = block_first.begin / kKeys, end = (block_last.end + kKeys - 1) / kKeys;
     const bool sees_any = block_first.begin < block_last.end;
 
     const Global<const T> query = p.query + p.query_stride.at(batch, head, queries.first);
-    load_tile<16, kD, 32>(mine, query, p.query_stride.row, row0, queries.count, lane);
+    TileLoader<16, kD, 32, T>(query, p.query_stride.row, queries.count, lane).load(mine, row0);
+    const KeyLoader key = key_loader();
+    const ValueLoader value = value_loader();
+    const auto load_keys = [&](int tile) {
+      key.load(stage(tile), tile * kKeys);
+      value.load(stage(tile) + Tiles::kKeyBytes, tile * kKeys);
+    };
     uint32_t q[Tiles::kQueryInRegisters ? kD / 16 : 1][4];
     if constexpr (Tiles::kQueryInRegisters) {
       cp_async_commit();
@@ -127,7 +135,7 @@ struct GatedSdpaForward {
       if (tile + 1 < end) load_keys(tile + 1);
       cp_async_commit();
       const int key0 = tile * kKeys;
-      if (key0 >= int(last.end) || key0 + kKeys <= int(first.begin)) continue;
+      if (key0 >= last.end || key0 + kKeys <= first.begin) continue;
 
       float s[kBlocks][4] = {};
 #pragma unroll
@@ -137,7 +145,7 @@ struct GatedSdpaForward {
 #pragma unroll
         for (int n = 0; n < kBlocks; n += 2) {
           uint32_t b[4];
-          load_b<kD>(b, stage(tile), 8 * n, 16 * step, lane);
+          TileReader<kD>::columns(lane).load(b, stage(tile), 8 * n, 16 * step);
           mma_pair<T>(s[n], s[n + 1], a, b);
         }
       }
@@ -148,7 +156,7 @@ struct GatedSdpaForward {
           for (float& score : block) score = scale.apply(score);
       }
 
-      const bool whole = kMask == Mask::none && key0 >= int(last.begin) && key0 + kKeys <= int(first.end);
+      const bool whole = kMask == Mask::none && key0 >= last.begin && key0 + kKeys <= first.end;
       if (whole)
         finish_tile<false>(out, softmax, s, tile, row0);
       else
@@ -236,19 +244,15 @@ struct GatedSdpaForward {
   __device__ static __forceinline__ float sigmoid(float x) { return rcp_approx(1.0f + exp2_approx(-kLog2e * x)); }
 };
 
-// A grid of row_tiles * heads_q * batch blocks, with Tiles::kSharedBytes of dynamic shared memory. Neighbouring blocks
-// are of one head and share its keys; the last rows, which see most keys under a causal mask, come first.
+// A grid of gated_sdpa_blocks(...) blocks, with Tiles::kSharedBytes of dynamic shared memory.
 template <class T, int kD, int kDv, bool kSoftcap, Mask kMask>
 __global__ void __launch_bounds__(GatedSdpaTiles<kD, kDv>::kThreads)
     gated_sdpa_forward(const __grid_constant__ GatedSdpa<T> p) {
   using Tiles = GatedSdpaTiles<kD, kDv>;
   NSK_DYNAMIC_SHARED(shared);
-  const int first = int(blockIdx.x) % p.row_tiles, of = int(blockIdx.x) / p.row_tiles;
-  const GatedSdpaForward<T, kD, kDv, kSoftcap, kMask> block(p, shared, of / p.heads_q, of % p.heads_q);
-  for (int tile = p.row_tiles - 1 - first; tile * Tiles::kRows < block.queries.count; tile += p.row_tiles) {
-    if (tile >= p.row_tiles) __syncthreads();  // another turn: all have left the last one's keys
-    block.run(tile * Tiles::kRows);
-  }
+  const RowTile tile = row_tile<Tiles::kRows>(p);
+  const GatedSdpaForward<T, kD, kDv, kSoftcap, kMask> block(p, shared, tile.batch, tile.head);
+  if (tile.row < block.queries.count) block.run(tile.row);
 }
 
 }  // namespace nsk::cuda

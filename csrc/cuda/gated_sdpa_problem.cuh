@@ -60,8 +60,6 @@ struct GatedSdpa {
   int window_left, window_right;  // -1: unbounded
   bool is_causal, bottom_right;
   float scale, softcap;
-
-  int row_tiles;  // tiles of rows in the grid, for each head and batch; longer sequences are gone through in turns
 };
 
 // One sequence: the first of its rows, and how many there are.
@@ -75,6 +73,49 @@ __device__ __forceinline__ Rows rows_of(Global<const int32_t> cu_seqlens, int se
   const int begin = cu_seqlens[sequence], end = cu_seqlens[sequence + 1];
   const int first = min(max(begin, 0), rows);
   return {first, min(max(end, first), rows) - first};
+}
+
+// What one block works on: the rows of a head of a sequence from `row` on, which may be past its end.
+struct RowTile {
+  int batch, head, row;
+};
+
+// Of packed sequences, nobody on the host knows the lengths. But sequence n, of the rows c[n] .. c[n + 1], has no more
+// tiles than f(n + 1) - f(n) with f(n) = c[n] / kRows + n, all have f(N) = rows / kRows + N, and a search finds whose a
+// place among these is.
+template <int kRows, class T>
+__host__ __device__ inline int row_tiles(const GatedSdpa<T>& p) {
+  return p.cu_seqlens_q ? p.seqlen_q / kRows + p.batch : (p.seqlen_q + kRows - 1) / kRows;
+}
+
+// Blocks in the grid.
+template <int kRows, class T>
+__host__ __device__ inline int64_t gated_sdpa_blocks(const GatedSdpa<T>& p) {
+  return int64_t(row_tiles<kRows>(p)) * p.heads_q * (p.cu_seqlens_q ? 1 : p.batch);
+}
+
+// Neighbouring blocks are of one head and share its keys; the last rows, which see most keys under a causal mask, come
+// first.
+template <int kRows, class T>
+__device__ __forceinline__ RowTile row_tile(const GatedSdpa<T>& p) {
+  const int tiles = row_tiles<kRows>(p), of = int(blockIdx.x) / tiles;
+  const int place = tiles - 1 - int(blockIdx.x) % tiles;
+  if (!p.cu_seqlens_q) return {of / p.heads_q, of % p.heads_q, place * kRows};
+  const auto before = [&](int sequence) {
+    const int c = p.cu_seqlens_q[sequence];
+    return min(max(c, 0), p.seqlen_q) / kRows + sequence;
+  };
+  int first = 0, last = p.batch - 1;  // of the sequences that it may be
+  while (first < last) {
+    const int middle = (first + last + 1) / 2;
+    if (before(middle) <= place)
+      first = middle;
+    else
+      last = middle - 1;
+  }
+  // With offsets out of order it may be anything; then there is nothing to do.
+  const int tile = place - before(first);
+  return {first, of, tile < 0 ? p.seqlen_q : tile * kRows};
 }
 
 }  // namespace nsk::cuda

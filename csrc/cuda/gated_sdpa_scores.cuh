@@ -34,16 +34,32 @@ struct ScoreScale {
   }
 };
 
+// What of position a kernel keeps, in half the registers of a PositionMask.
+struct Position {
+  int seqlen_k, offset, left, right;
+
+  __device__ __forceinline__ explicit Position(const PositionMask& mask)
+      : seqlen_k(int(mask.seqlen_k)), offset(int(mask.offset)), left(int(mask.left)), right(int(mask.right)) {}
+
+  struct Keys {
+    int begin, end;
+  };
+  __device__ __forceinline__ Keys keys(int row) const {
+    const KeyRange range = PositionMask{seqlen_k, offset, left, right}.keys(row);
+    return {int(range.begin), int(range.end)};
+  }
+};
+
 // Applies the mask tensor and position to the scores of 16 rows and 8 kBlocks keys. Neither is read for a key that
 // position alone hides, nor for rows from `rows` on.
 template <Mask kMask, int kBlocks, class T>
-__device__ __forceinline__ void hide(float (&s)[kBlocks][4], const GatedSdpa<T>& p, const PositionMask& position,
+__device__ __forceinline__ void hide(float (&s)[kBlocks][4], const GatedSdpa<T>& p, const Position& position,
                                      int batch, int head, int row0, int rows, int key0, int lane) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int row = row0 + lane / 4 + 8 * half;
-    const KeyRange seen = position.keys(row);
-    const int begin = int(seen.begin) - key0, end = row < rows ? int(seen.end) - key0 : 0;
+    const Position::Keys seen = position.keys(row);
+    const int begin = seen.begin - key0, end = row < rows ? seen.end - key0 : 0;
     const int64_t mask_row = p.mask_stride.at(batch, head, row) + p.mask_stride_key * key0;
 #pragma unroll
     for (int n = 0; n < kBlocks; ++n)

@@ -55,6 +55,7 @@ __device__ __forceinline__ void mma_pair_selecting(float (&d0)[4], float (&d1)[4
 template <class T, bool kSelects, int kDv, int kBlocks>
 __device__ __forceinline__ void add_values(float (&out)[kDv / 8][4], const float (&weights)[kBlocks][4],
                                            Shared<unsigned char> values, int lane) {
+  const TileReader<kDv> reader = TileReader<kDv>::rows(lane);
 #pragma unroll
   for (int step = 0; step < kBlocks / 2; ++step) {
     const float(&w0)[4] = weights[2 * step], (&w1)[4] = weights[2 * step + 1];
@@ -62,7 +63,7 @@ __device__ __forceinline__ void add_values(float (&out)[kDv / 8][4], const float
 #pragma unroll
     for (int n = 0; n < kDv / 8; n += 2) {
       uint32_t b[4];
-      load_b_transposed<kDv>(b, values, 16 * step, 8 * n, lane);
+      reader.template load<true>(b, values, 16 * step, 8 * n);
       if (kSelects && __any_sync(0xffffffffu, not_finite<T>(b[0]) || not_finite<T>(b[1]) || not_finite<T>(b[2]) ||
                                                   not_finite<T>(b[3])))
         mma_pair_selecting<T>(out[n], out[n + 1], a, b);

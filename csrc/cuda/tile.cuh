@@ -20,46 +20,74 @@ struct Tile {
   static constexpr int bytes(int rows) { return rows * kRowBytes; }
 
   // Where a piece of a row begins.
-  __device__ static __forceinline__ int at(int row, int piece) {
-    return row * kRowBytes + (piece ^ (row / (8 / kShared) % kShared)) * 16;
-  }
+  __device__ static __forceinline__ int at(int row, int piece) { return row * kRowBytes + (piece ^ swizzle(row)) * 16; }
+  // It depends on row % 8 alone, and permutes pieces within groups of kShared.
+  __device__ static __forceinline__ int swizzle(int row) { return row / (8 / kShared) % kShared; }
 };
 
-// Begins to copy `kRows` rows of a matrix, from row `first` on, into a tile; rows from `rows` on become 0. `kThreads`
-// threads share the work, of which this is the `thread`-th.
+// Copies rows of a matrix into tiles, shared by `kThreads` threads. Those that are neighbours take the pieces of a
+// group, further ones the rows below. So all that a thread keeps is where its first row begins: the places of its other
+// pieces differ from there by constants in the tile, and by whole rows in the matrix.
 template <int kRows, int kColumns, int kThreads, class T>
-__device__ __forceinline__ void load_tile(Shared<unsigned char> tile, Global<const T> matrix, int64_t stride, int first,
-                                          int rows, int thread) {
+class TileLoader {
   using Layout = Tile<kColumns>;
-  static_assert(kRows * Layout::kPieces % kThreads == 0, "every thread copies as many pieces");
+  static constexpr int kGroup = Layout::kShared, kStep = kThreads / kGroup;
+  static_assert(kRows % kStep == 0, "every thread copies as many pieces");
+
+ public:
+  __device__ __forceinline__ TileLoader(Global<const T> matrix, int64_t stride, int rows, int thread)
+      : from_(matrix + (thread / kGroup * stride + thread % kGroup * 8)),
+        stride_(stride),
+        rows_(rows - thread / kGroup),
+        thread_(thread) {}
+
+  // Begins to copy the rows from `first` on; those after the matrix's last become 0.
+  __device__ __forceinline__ void load(Shared<unsigned char> tile, int first) const {
+    const int row = thread_ / kGroup, piece = thread_ % kGroup;
+    Global<const T> from = from_ + first * stride_;
+    const Shared<unsigned char> to = tile + Layout::at(row, piece);
 #pragma unroll
-  for (int i = 0; i < kRows * Layout::kPieces / kThreads; ++i) {
-    const int index = i * kThreads + thread, row = index / Layout::kPieces, piece = index % Layout::kPieces;
-    const bool inside = first + row < rows;
-    cp_async<16>(tile + Layout::at(row, piece), matrix + (inside ? (first + row) * stride + piece * 8 : 0),
-                 inside ? 16 : 0);
+    for (int r = 0; r < kRows; r += kStep, from += kStep * stride_) {
+      const bool inside = first + r < rows_;
+      const Shared<unsigned char> to_row = kStep % 8 == 0 ? to + r * Layout::kRowBytes : tile + Layout::at(row + r, piece);
+#pragma unroll
+      for (int group = 0; group < Layout::kPieces; group += kGroup)
+        cp_async<16>(to_row + group * 16, inside ? from + group * 8 : from_, inside ? 16 : 0);
+    }
   }
-}
 
-// A, 16 x 16: rows `row` .. and columns `column` .. of the tile.
-template <int kColumns>
-__device__ __forceinline__ void load_a(uint32_t (&a)[4], Shared<unsigned char> tile, int row, int column, int lane) {
-  ldmatrix(a, tile + Tile<kColumns>::at(row + lane % 16, column / 8 + lane / 16));
-}
+ private:
+  Global<const T> from_;
+  int64_t stride_;
+  int rows_, thread_;
+};
 
-// B of two mma side by side, 16 x 16: k is the tile's columns from `column` on, n its rows from `row` on. The first two
-// registers are of the first eight n.
+// What ldmatrix takes from a tile, for one lane. `row` and `column` are multiples of 8 and 16, known when compiling.
 template <int kColumns>
-__device__ __forceinline__ void load_b(uint32_t (&b)[4], Shared<unsigned char> tile, int row, int column, int lane) {
-  ldmatrix(b, tile + Tile<kColumns>::at(row + lane / 16 * 8 + lane % 8, column / 8 + lane / 8 % 2));
-}
+class TileReader {
+  using Layout = Tile<kColumns>;
 
-// The same with k as the tile's rows and n as its columns.
-template <int kColumns>
-__device__ __forceinline__ void load_b_transposed(uint32_t (&b)[4], Shared<unsigned char> tile, int row, int column,
-                                                  int lane) {
-  ldmatrix<true>(b, tile + Tile<kColumns>::at(row + lane % 16, column / 8 + lane / 16));
-}
+ public:
+  // A, 16 x 16, and B of two mma side by side with k as the tile's rows and n as its columns, transposed: its first two
+  // registers are of the first eight n.
+  __device__ static __forceinline__ TileReader rows(int lane) { return {lane % 16, lane / 16}; }
+  // B of two mma side by side with k as the tile's columns and n as its rows.
+  __device__ static __forceinline__ TileReader columns(int lane) {
+    return {lane / 16 * 8 + lane % 8, lane / 8 % 2};
+  }
+
+  template <bool kTransposed = false>
+  __device__ __forceinline__ void load(uint32_t (&fragment)[4], Shared<unsigned char> tile, int row, int column) const {
+    const int piece = column / 8 % Layout::kShared, group = column / 8 - piece;
+    ldmatrix<kTransposed>(fragment, tile + ((piece * 16 ^ permuted_) + row_) + (row * Layout::kRowBytes + group * 16));
+  }
+
+ private:
+  __device__ __forceinline__ TileReader(int row, int piece)
+      : row_(row * Layout::kRowBytes), permuted_((piece ^ Layout::swizzle(row)) * 16) {}
+
+  int row_, permuted_;
+};
 
 // Two mma side by side.
 template <class T>

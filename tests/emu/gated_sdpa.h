@@ -23,7 +23,6 @@ struct SdpaCase {
   bool lse = true;
   int hidden_nan = -1;                   // a key that holds NaN and infinity
   std::vector<int32_t> cu_q = {}, cu_k = {};  // packed: seqlen_* are rows of all
-  int row_tiles = 0;                     // of the grid; 0: as many as there are
 };
 
 inline float from_bits_nan() { return std::numeric_limits<float>::quiet_NaN(); }
@@ -114,9 +113,8 @@ class SdpaProblem {
     p.window_left = c_.left, p.window_right = c_.right;
     p.is_causal = c_.causal, p.bottom_right = c_.bottom_right, p.scale = c_.scale, p.softcap = c_.softcap;
     using Tiles = GatedSdpaTiles<kD, kDv>;
-    p.row_tiles = c_.row_tiles ? c_.row_tiles : (c_.seqlen_q + Tiles::kRows - 1) / Tiles::kRows;
     const Launch what{"gated_sdpa_forward",
-                      {unsigned(p.row_tiles * c_.heads_q * p.batch)},
+                      {unsigned(gated_sdpa_blocks<Tiles::kRows>(p))},
                       {Tiles::kThreads},
                       Tiles::kSharedBytes};
     Outcome outcome{
