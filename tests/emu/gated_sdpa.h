@@ -200,6 +200,7 @@ class SdpaProblem {
 
   bool near(double got, double exact, double allowed) const {
     if (std::isnan(exact) || std::isinf(exact)) return std::isnan(exact) ? std::isnan(got) : got == exact;
+    if (got == exact) return true;
     const double share = std::fabs(got - exact) / allowed;
     if (!(share <= worst)) worst = share;
     return share <= 1;
