@@ -14,7 +14,9 @@
 //   softmax          new maximum and weights; what has been summed so far is rescaled
 //   out += s v
 //
-// Tiles that no row of the block sees are not loaded, and a warp passes by those that none of its rows sees.
+// Tiles that no row of the block sees are not loaded, and a warp passes by those that none of its rows sees. What a row
+// does not see must not reach it even as 0 times infinity. So tiles that are not seen whole are looked through for values
+// that are not finite, by the threads that copied them, and only where there are some the last step takes a longer way.
 //
 // The query's tile is copied once. A warp copies and reads its own 16 rows only, and takes them into registers if heads
 // are narrow enough. Its rows in shared memory are then free: they receive the gate while the loop runs (where q stays
@@ -37,7 +39,8 @@ struct GatedSdpaTiles {
   // Shared memory: a warp's rows of the query, or of gate and result, for all warps; then stages of keys and values.
   static constexpr int kWarpBytes = Tile<kWidest>::bytes(16), kKeyBytes = Tile<kD>::bytes(kKeys);
   static constexpr int kStageBytes = kKeyBytes + Tile<kDv>::bytes(kKeys);
-  static constexpr int kSharedBytes = kWarps * kWarpBytes + 2 * kStageBytes;
+  // Last, for each stage, whether a warp has found values that are not finite: a word a warp.
+  static constexpr int kFoundAt = kWarps * kWarpBytes + 2 * kStageBytes, kSharedBytes = kFoundAt + 2 * 4 * kWarps;
 };
 
 template <class T, int kD, int kDv, bool kSoftcap, Mask kMask>
@@ -48,6 +51,7 @@ struct GatedSdpaForward {
   const GatedSdpa<T>& p;
   const ScoreScale<kSoftcap, kMask> scale;
   const Shared<unsigned char> mine, stages;  // this warp's rows, and the block's keys and values
+  const Shared<uint32_t> found;
   const int lane, batch, head;
   const Rows queries, keys;
   const Position position;
@@ -57,6 +61,7 @@ struct GatedSdpaForward {
         scale(problem),
         mine(shared + int(threadIdx.x) / 32 * Tiles::kWarpBytes),
         stages(shared + Tiles::kWarps * Tiles::kWarpBytes),
+        found(as<uint32_t>(shared + Tiles::kFoundAt)),
         lane(int(threadIdx.x) % 32),
         batch(b),
         head(h),
@@ -130,7 +135,10 @@ struct GatedSdpaForward {
     float out[kDv / 8][4] = {};
     OnlineSoftmax softmax;
     for (int tile = begin; sees_any && tile < end; ++tile) {
+      const bool block_whole = kMask == Mask::none && tile * kKeys >= block_last.begin &&
+                               (tile + 1) * kKeys <= block_first.end;
       cp_async_wait<0>();
+      if (!block_whole) look_for_infinities(value, tile);
       __syncthreads();
       if (tile + 1 < end) load_keys(tile + 1);
       cp_async_commit();
@@ -157,10 +165,21 @@ struct GatedSdpaForward {
       }
 
       const bool whole = kMask == Mask::none && key0 >= last.begin && key0 + kKeys <= first.end;
-      if (whole)
-        finish_tile<false>(out, softmax, s, tile, row0);
+      float correction[2];
+      if (whole) {
+        softmax.template weigh<false>(s, scale.softmax, correction);
+      } else {
+        hide<kMask>(s, p, position, batch, head, row0, queries.count, key0, lane);
+        softmax.template weigh<true>(s, scale.softmax, correction);
+      }
+#pragma unroll
+      for (auto& block : out)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) block[e] *= correction[e / 2];
+      if (!block_whole && !whole && found_infinities(tile))
+        add_values<T, true, kDv>(out, s, stage(tile) + Tiles::kKeyBytes, lane);
       else
-        finish_tile<true>(out, softmax, s, tile, row0);
+        add_values<T, false, kDv>(out, s, stage(tile) + Tiles::kKeyBytes, lane);
     }
 
     if constexpr (!Tiles::kQueryInRegisters) {
@@ -174,18 +193,16 @@ struct GatedSdpaForward {
     store(out, softmax, row0);
   }
 
-  // From scores to the sums of values.
-  template <bool kHides>
-  __device__ __forceinline__ void finish_tile(float (&out)[kDv / 8][4], OnlineSoftmax& softmax, float (&s)[kBlocks][4],
-                                              int tile, int row0) const {
-    if constexpr (kHides) hide<kMask>(s, p, position, batch, head, row0, queries.count, tile * kKeys, lane);
-    float correction[2];
-    softmax.template weigh<kHides>(s, scale.softmax, correction);
-#pragma unroll
-    for (auto& block : out)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) block[e] *= correction[e / 2];
-    add_values<T, kHides, kDv>(out, s, stage(tile) + Tiles::kKeyBytes, lane);
+  // Before the barrier each thread looks through the values that it copied, after it all know what all have found.
+  __device__ __forceinline__ void look_for_infinities(const ValueLoader& value, int tile) const {
+    const bool mine = value.any(stage(tile) + Tiles::kKeyBytes, [](uint4 piece) { return not_finite<T>(piece); });
+    const bool any = __any_sync(0xffffffffu, mine);
+    if (lane == 0) found[tile % 2 * Tiles::kWarps + int(threadIdx.x) / 32] = any;
+  }
+  __device__ __forceinline__ bool found_infinities(int tile) const {
+    static_assert(Tiles::kWarps == 4);
+    const uint4 of_warps = as<const uint4>(found)[tile % 2];
+    return (of_warps.x | of_warps.y | of_warps.z | of_warps.w) != 0;
   }
 
   // A row that sees no key gives 0, whatever its gate holds, and -inf.

@@ -9,45 +9,41 @@ namespace nsk::cuda {
 template <class T>
 inline constexpr uint32_t kExponent = std::is_same_v<T, bf16> ? 0x7f80u : 0x7c00u;
 
-// Whether one of two packed numbers is infinite or NaN: its exponent is all ones, so that adding one to it carries.
+// Whether one of eight packed numbers is infinite or NaN: its exponent is all ones, so that adding one to it carries.
 template <class T>
-__device__ __forceinline__ bool not_finite(uint32_t x) {
-  constexpr uint32_t exponents = kExponent<T> * 0x10001u, ones = (0x8000u - kExponent<T>) * 0x10001u;
-  return (((x & exponents) + ones) & 0x80008000u) != 0;
+__device__ __forceinline__ bool not_finite(uint4 x) {
+  constexpr uint32_t exponents = kExponent<T> * 0x10001u, one = (0x8000u - kExponent<T>) * 0x10001u;
+  const auto carries = [](uint32_t y) { return (y & exponents) + one; };
+  return ((carries(x.x) | carries(x.y) | carries(x.z) | carries(x.w)) & 0x80008000u) != 0;
 }
 
-// out += weights * values, of 16 keys and 16 columns, where values that are not finite meet weights of -0, which mean
-// that a row does not see the key: 0 times infinity would be NaN. The units get 0 for them; what they would have
-// contributed to the other rows is infinite or NaN, and two more products tell which: they count, over the keys seen,
-// the values that are +inf or NaN and those that are -inf or NaN.
+// f(half) of each half of a register.
+template <class F>
+__device__ __forceinline__ uint32_t each_half(uint32_t x, const F& f) {
+  return f(x & 0xffffu) | f(x >> 16) << 16;
+}
+
+// d += weights * values, of 16 keys and 8 columns, where values that are not finite meet weights of -0, which mean that
+// a row does not see the key: 0 times infinity would be NaN. The units get 0 for them; what they would have contributed
+// to the other rows is infinite or NaN, and two more products tell which: they count, over the keys seen, the values
+// that are +inf or NaN and those that are -inf or NaN.
 template <class T>
-__device__ __forceinline__ void mma_pair_selecting(float (&d0)[4], float (&d1)[4], const uint32_t (&weights)[4],
-                                                   const uint32_t (&values)[4]) {
-  constexpr uint32_t one = std::is_same_v<T, bf16> ? 0x3f80u : 0x3c00u;
-  uint32_t finite[4], up[4], down[4], seen[4];
+__device__ __forceinline__ void mma_selecting(float (&d)[4], const uint32_t (&weights)[4], uint32_t value0,
+                                              uint32_t value1) {
+  constexpr uint32_t one = std::is_same_v<T, bf16> ? 0x3f80u : 0x3c00u, infinity = kExponent<T>;
+  const auto finite = [](uint32_t x) { return (x & 0x7fffu) < infinity ? x : 0u; };
+  mma<T>(d, weights, {each_half(value0, finite), each_half(value1, finite)});
+  uint32_t seen[4];
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    finite[i] = up[i] = down[i] = seen[i] = 0;
+  for (int i = 0; i < 4; ++i) seen[i] = each_half(weights[i], [](uint32_t x) { return x != 0x8000u ? one : 0u; });
 #pragma unroll
-    for (int shift = 0; shift < 32; shift += 16) {
-      const uint32_t value = values[i] >> shift & 0xffffu, magnitude = value & 0x7fffu;
-      if (magnitude < kExponent<T>) finite[i] |= value << shift;
-      if (magnitude > kExponent<T> || value == kExponent<T>) up[i] |= one << shift;
-      if (magnitude > kExponent<T> || value == (kExponent<T> | 0x8000u)) down[i] |= one << shift;
-      if ((weights[i] >> shift & 0xffffu) != 0x8000u) seen[i] |= one << shift;
-    }
-  }
-  mma_pair<T>(d0, d1, weights, finite);
-  float ups[2][4] = {}, downs[2][4] = {};
-  mma_pair<T>(ups[0], ups[1], seen, up);
-  mma_pair<T>(downs[0], downs[1], seen, down);
-  const float infinity = __uint_as_float(0x7f800000u);
+  for (uint32_t sign : {0u, 0x8000u}) {
+    const auto counts = [=](uint32_t x) { return (x & 0x7fffu) > infinity || x == (infinity | sign) ? one : 0u; };
+    float count[4] = {};
+    mma<T>(count, seen, {each_half(value0, counts), each_half(value1, counts)});
 #pragma unroll
-  for (int e = 0; e < 4; ++e) {
-    if (ups[0][e] > 0) d0[e] += infinity;
-    if (downs[0][e] > 0) d0[e] -= infinity;
-    if (ups[1][e] > 0) d1[e] += infinity;
-    if (downs[1][e] > 0) d1[e] -= infinity;
+    for (int e = 0; e < 4; ++e)
+      if (count[e] > 0) d[e] += __uint_as_float(0x7f800000u | sign << 16);
   }
 }
 
@@ -64,11 +60,12 @@ __device__ __forceinline__ void add_values(float (&out)[kDv / 8][4], const float
     for (int n = 0; n < kDv / 8; n += 2) {
       uint32_t b[4];
       reader.template load<true>(b, values, 16 * step, 8 * n);
-      if (kSelects && __any_sync(0xffffffffu, not_finite<T>(b[0]) || not_finite<T>(b[1]) || not_finite<T>(b[2]) ||
-                                                  not_finite<T>(b[3])))
-        mma_pair_selecting<T>(out[n], out[n + 1], a, b);
-      else
+      if constexpr (kSelects) {
+        mma_selecting<T>(out[n], a, b[0], b[1]);
+        mma_selecting<T>(out[n + 1], a, b[2], b[3]);
+      } else {
         mma_pair<T>(out[n], out[n + 1], a, b);
+      }
     }
   }
 }

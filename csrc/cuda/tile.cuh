@@ -43,20 +43,39 @@ class TileLoader {
 
   // Begins to copy the rows from `first` on; those after the matrix's last become 0.
   __device__ __forceinline__ void load(Shared<unsigned char> tile, int first) const {
-    const int row = thread_ / kGroup, piece = thread_ % kGroup;
-    Global<const T> from = from_ + first * stride_;
-    const Shared<unsigned char> to = tile + Layout::at(row, piece);
-#pragma unroll
-    for (int r = 0; r < kRows; r += kStep, from += kStep * stride_) {
-      const bool inside = first + r < rows_;
-      const Shared<unsigned char> to_row = kStep % 8 == 0 ? to + r * Layout::kRowBytes : tile + Layout::at(row + r, piece);
-#pragma unroll
-      for (int group = 0; group < Layout::kPieces; group += kGroup)
-        cp_async<16>(to_row + group * 16, inside ? from + group * 8 : from_, inside ? 16 : 0);
-    }
+    const Global<const T> from = from_ + first * stride_;
+    each_piece(tile, [&](Shared<unsigned char> to, int row, int column) {
+      const bool inside = first + row < rows_;
+      cp_async<16>(to, inside ? from + (row * stride_ + column) : from_, inside ? 16 : 0);
+    });
+  }
+
+  // Whether f(piece) holds for any piece that this thread copied. It must have waited for them.
+  template <class F>
+  __device__ __forceinline__ bool any(Shared<unsigned char> tile, const F& f) const {
+    bool any = false;
+    each_piece(tile, [&](Shared<unsigned char> at, int, int) {
+      const uint4 piece = as<const uint4>(at)[0];
+      any |= f(piece);
+    });
+    return any;
   }
 
  private:
+  // f(place in the tile, row, column), both counted from this thread's first piece.
+  template <class F>
+  __device__ __forceinline__ void each_piece(Shared<unsigned char> tile, const F& f) const {
+    const int row = thread_ / kGroup, piece = thread_ % kGroup;
+    const Shared<unsigned char> place = tile + Layout::at(row, piece);
+#pragma unroll
+    for (int r = 0; r < kRows; r += kStep) {
+      const Shared<unsigned char> there =
+          kStep % 8 == 0 ? place + r * Layout::kRowBytes : tile + Layout::at(row + r, piece);
+#pragma unroll
+      for (int group = 0; group < Layout::kPieces; group += kGroup) f(there + group * 16, r, group * 8);
+    }
+  }
+
   Global<const T> from_;
   int64_t stride_;
   int rows_, thread_;
