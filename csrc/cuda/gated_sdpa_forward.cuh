@@ -177,7 +177,7 @@ struct GatedSdpaForward {
 #pragma unroll
         for (int e = 0; e < 4; ++e) block[e] *= correction[e / 2];
       if (!block_whole && !whole && found_infinities(tile))
-        add_values<T, true, kDv>(out, s, stage(tile) + Tiles::kKeyBytes, lane);
+        add_seen_values<T, kDv>(out, s, stage(tile) + Tiles::kKeyBytes, lane);
       else
         add_values<T, false, kDv>(out, s, stage(tile) + Tiles::kKeyBytes, lane);
     }

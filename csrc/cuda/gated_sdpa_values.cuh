@@ -17,38 +17,15 @@ __device__ __forceinline__ bool not_finite(uint4 x) {
   return ((carries(x.x) | carries(x.y) | carries(x.z) | carries(x.w)) & 0x80008000u) != 0;
 }
 
-// f(half) of each half of a register.
-template <class F>
-__device__ __forceinline__ uint32_t each_half(uint32_t x, const F& f) {
-  return f(x & 0xffffu) | f(x >> 16) << 16;
-}
-
-// d += weights * values, of 16 keys and 8 columns, where values that are not finite meet weights of -0, which mean that
-// a row does not see the key: 0 times infinity would be NaN. The units get 0 for them; what they would have contributed
-// to the other rows is infinite or NaN, and two more products tell which: they count, over the keys seen, the values
-// that are +inf or NaN and those that are -inf or NaN.
+// Two packed numbers with 0 for those that are not finite.
 template <class T>
-__device__ __forceinline__ void mma_selecting(float (&d)[4], const uint32_t (&weights)[4], uint32_t value0,
-                                              uint32_t value1) {
-  constexpr uint32_t one = std::is_same_v<T, bf16> ? 0x3f80u : 0x3c00u, infinity = kExponent<T>;
-  const auto finite = [](uint32_t x) { return (x & 0x7fffu) < infinity ? x : 0u; };
-  mma<T>(d, weights, {each_half(value0, finite), each_half(value1, finite)});
-  uint32_t seen[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) seen[i] = each_half(weights[i], [](uint32_t x) { return x != 0x8000u ? one : 0u; });
-#pragma unroll
-  for (uint32_t sign : {0u, 0x8000u}) {
-    const auto counts = [=](uint32_t x) { return (x & 0x7fffu) > infinity || x == (infinity | sign) ? one : 0u; };
-    float count[4] = {};
-    mma<T>(count, seen, {each_half(value0, counts), each_half(value1, counts)});
-#pragma unroll
-    for (int e = 0; e < 4; ++e)
-      if (count[e] > 0) d[e] += __uint_as_float(0x7f800000u | sign << 16);
-  }
+__device__ __forceinline__ uint32_t finite(uint32_t x) {
+  constexpr uint32_t low = kExponent<T>, high = low << 16;
+  return x & (((x & low) != low ? 0xffffu : 0u) | ((x & high) != high ? 0xffff0000u : 0u));
 }
 
 // out += weights * values. The accumulators of the scores are, packed, just what the units take as A.
-template <class T, bool kSelects, int kDv, int kBlocks>
+template <class T, bool kFinite, int kDv, int kBlocks>
 __device__ __forceinline__ void add_values(float (&out)[kDv / 8][4], const float (&weights)[kBlocks][4],
                                            Shared<unsigned char> values, int lane) {
   const TileReader<kDv> reader = TileReader<kDv>::rows(lane);
@@ -60,12 +37,38 @@ __device__ __forceinline__ void add_values(float (&out)[kDv / 8][4], const float
     for (int n = 0; n < kDv / 8; n += 2) {
       uint32_t b[4];
       reader.template load<true>(b, values, 16 * step, 8 * n);
-      if constexpr (kSelects) {
-        mma_selecting<T>(out[n], a, b[0], b[1]);
-        mma_selecting<T>(out[n + 1], a, b[2], b[3]);
-      } else {
-        mma_pair<T>(out[n], out[n + 1], a, b);
-      }
+      if constexpr (kFinite)
+#pragma unroll
+        for (uint32_t& x : b) x = finite<T>(x);
+      mma_pair<T>(out[n], out[n + 1], a, b);
+    }
+  }
+}
+
+// The same where values that are not finite meet weights of -0, which mean that a row does not see the key: 0 times
+// infinity would be NaN. The units get 0 for such values; to the rows that see them they are then added as they are.
+template <class T, int kDv, int kBlocks>
+__device__ __forceinline__ void add_seen_values(float (&out)[kDv / 8][4], const float (&weights)[kBlocks][4],
+                                                Shared<unsigned char> values, int lane) {
+  static_assert(4 * kBlocks <= 32);
+  add_values<T, true, kDv>(out, weights, values, lane);
+  uint32_t hidden = 0;  // one bit a weight
+#pragma unroll
+  for (int n = 0; n < kBlocks; ++n)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) hidden |= __float_as_uint(weights[n][e]) >> 31 << (4 * n + e);
+#pragma unroll 1
+  for (int key = 0; key < 8 * kBlocks; ++key) {
+    const uint32_t bits = __shfl_sync(0xffffffffu, hidden, lane / 4 * 4 + key % 8 / 2) >> (key / 8 * 4 + key % 2);
+    const bool seen[2] = {(bits & 1) == 0, (bits & 4) == 0};
+#pragma unroll
+    for (int n = 0; n < kDv / 8; ++n) {
+      const uint32_t word = as<const uint32_t>(values + Tile<kDv>::at(key, n))[lane % 4];
+      const float2 value = unpack<T>(word);
+      const float x = value.x - value.x == 0 ? 0 : value.x, y = value.y - value.y == 0 ? 0 : value.y;
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        if (seen[half]) out[n][2 * half] += x, out[n][2 * half + 1] += y;
     }
   }
 }

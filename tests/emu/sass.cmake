@@ -1,9 +1,9 @@
 # Compiles a .cu file for one architecture. It must spill nothing, and the machine code must have the tensor core, the
 # matrix load and the asynchronous copy in it.
-#   cmake -D nvcc=... [-D cuobjdump=...] -D arch=sm_80 -D source=device.cu -P sass.cmake
+#   cmake -D nvcc=... [-D cuobjdump=...] -D arch=sm_80 -D source=device.cu [-D also=instruction] -P sass.cmake
 get_filename_component(name ${source} NAME_WE)
 set(cubin ${CMAKE_CURRENT_BINARY_DIR}/${name}.${arch}.cubin)
-execute_process(COMMAND ${nvcc} -std=c++20 -cubin -arch=${arch} -Werror all-warnings -Xptxas -v ${source} -o ${cubin}
+execute_process(COMMAND ${nvcc} -std=c++20 --expt-relaxed-constexpr -cubin -arch=${arch} -Werror all-warnings -Xptxas -v ${source} -o ${cubin}
                 OUTPUT_VARIABLE log ERROR_VARIABLE log RESULT_VARIABLE failed)
 if(failed)
   message(FATAL_ERROR "${log}")
@@ -22,7 +22,7 @@ execute_process(COMMAND ${cuobjdump} -sass ${cubin} OUTPUT_VARIABLE sass RESULT_
 if(failed)
   message(FATAL_ERROR "cuobjdump: ${failed}")
 endif()
-foreach(instruction HMMA.16816.F32.BF16 HMMA.16816.F32 HMMA.1688.F32.TF32 LDSM.16.M88.4 LDSM.16.MT88.4 LDGSTS.E)
+foreach(instruction HMMA.16816.F32.BF16 HMMA.16816.F32 ${also} LDSM.16.M88.4 LDSM.16.MT88.4 LDGSTS.E)
   string(REGEX MATCHALL "${instruction}" found "${sass}")
   list(LENGTH found count)
   if(count EQUAL 0)
