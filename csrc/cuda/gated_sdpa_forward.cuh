@@ -15,8 +15,9 @@
 //   out += s v
 //
 // Tiles that no row of the block sees are not loaded, and a warp passes by those that none of its rows sees. What a row
-// does not see must not reach it even as 0 times infinity. So tiles that are not seen whole are looked through for values
-// that are not finite, by the threads that copied them, and only where there are some the last step takes a longer way.
+// does not see must not reach it even as 0 times infinity. So tiles that are not seen whole are looked through for
+// values that are not finite, by the threads that copied them; only where there are some does the last step take a
+// longer way.
 //
 // The query's tile is copied once. A warp copies and reads its own 16 rows only, and takes them into registers if heads
 // are narrow enough. Its rows in shared memory are then free: they receive the gate while the loop runs (where q stays

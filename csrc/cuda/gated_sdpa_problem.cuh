@@ -53,8 +53,8 @@ struct GatedSdpa {
   Global<float> lse;  // may be absent
   Strides lse_stride;
 
-  // Packed sequences, or null. batch is their number, seqlen_* are rows of all, and batch strides are 0. Offsets that are
-  // not in order or beyond the rows are clamped.
+  // Packed sequences, or null. batch is their number, seqlen_* are rows of all, and batch strides are 0. Offsets that
+  // are not in order or beyond the rows are clamped.
   Global<const int32_t> cu_seqlens_q, cu_seqlens_k;
 
   int window_left, window_right;  // -1: unbounded

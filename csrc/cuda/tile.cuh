@@ -1,10 +1,10 @@
 // Tiles of 16-bit matrices in shared memory, and the matrix units' operands out of them.
 //
-// A tile keeps its rows one after another, each as pieces of 16 bytes. ldmatrix reads one piece of each of eight rows at
-// a time, which is free of conflicts if they lie in eight different groups of four banks. Where rows are so long that
-// several of the eight begin in the same group, their pieces are permuted (swizzled): with g = gcd(pieces of a row, 8),
-// row r begins in one of 8 / g groups, and an exclusive-or of the piece's number with r / (8 / g) % g tells those apart
-// that begin in the same one.
+// A tile keeps its rows one after another, each as pieces of 16 bytes. ldmatrix reads one piece of each of eight rows
+// at a time, which is free of conflicts if they lie in eight different groups of four banks. Where rows are so long
+// that several of the eight begin in the same group, their pieces are permuted (swizzled): with g = gcd(pieces of a
+// row, 8), row r begins in one of 8 / g groups, and an exclusive-or of the piece's number with r / (8 / g) % g tells
+// those apart that begin in the same one.
 #pragma once
 
 #include "device.cuh"

@@ -1,4 +1,4 @@
-// Gated attention's forward kernel for a device: the shapes and options that are shortest of registers, and some between.
+// Gated attention's forward kernel for a device: the shapes and options that are shortest of registers, and some more.
 #include "../../csrc/cuda/gated_sdpa_forward.cuh"
 
 namespace nsk::cuda {

@@ -118,7 +118,8 @@ void packed_sequences() {
   c.cu_q = {0, 0, 200, 200, 200}, c.cu_k = {0, 0, 150, 150, 150};
   prove<bf16, 64>("packed, most empty", c);
   // Offsets that no caller should give: nothing outside of the tensors is touched, and it ends.
-  for (const std::vector<int32_t>& bad : {std::vector{-5, 1000}, {200, 0}, {100, 50, 2000000000}, {0, -2000000000, 200}}) {
+  const std::vector<int32_t> all_bad[] = {{-5, 1000}, {200, 0}, {100, 50, 2000000000}, {0, -2000000000, 200}};
+  for (const std::vector<int32_t>& bad : all_bad) {
     GatedSdpa<bf16> p{};
     std::vector<bf16> rows(200 * 64), out(rows.size());
     GlobalMemory memory;
@@ -159,7 +160,8 @@ void count_bytes() {
 
 template <class T, int kD>
 void flaws(const char* name) {
-  const SdpaProblem<T, kD, kD, false, Mask::none> problem({.seqlen_q = 64, .seqlen_k = 3 * GatedSdpaTiles<kD, kD>::kKeys});
+  constexpr int kKeys = GatedSdpaTiles<kD, kD>::kKeys;
+  const SdpaProblem<T, kD, kD, false, Mask::none> problem({.seqlen_q = 64, .seqlen_k = 3 * kKeys});
   every_flaw_is_seen(name, [&](const Options& options) { return problem.run(options); });
 }
 
