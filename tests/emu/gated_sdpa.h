@@ -21,7 +21,8 @@ struct SdpaCase {
   Mask mask = Mask::none;
   bool float_mask = false, mask_per_head = false;
   bool lse = true;
-  int hidden_nan = -1;                        // a key that holds NaN and infinity
+  int hidden_nan = -1;                        // a key whose value holds NaN and infinity
+  bool nan_in_key = false;                    // and the key itself
   std::vector<int32_t> cu_q = {}, cu_k = {};  // packed: seqlen_* are rows of all
 };
 
@@ -61,7 +62,7 @@ class SdpaProblem {
     if (c.hidden_nan >= 0) {
       const float bad[] = {NAN, INFINITY, -INFINITY, 1.0f};
       for (int i = 0; i < c.heads_kv * kDv; ++i) v_[c.hidden_nan * row_v_ + i] = from_float<T>(bad[i % 4]);
-      k_[c.hidden_nan * row_k_] = from_float<T>(NAN);
+      if (c.nan_in_key) k_[c.hidden_nan * row_k_] = from_float<T>(NAN);
     }
     std::vector<float> gates = normal(size_t(c.batch) * c.seqlen_q * row_o_, seed + 3);
     // The mask hides everything from row 5 of the first head; then its gate does not matter.

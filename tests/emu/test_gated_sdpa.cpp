@@ -98,13 +98,15 @@ void masks() {
 
 // What a row does not see it does not feel, NaN and infinity included; the other rows do.
 void hidden() {
-  SdpaCase c{.seqlen_q = 70, .seqlen_k = 100, .causal = true, .hidden_nan = 30};
-  prove<bf16, 64>("NaN, causal", c);
-  prove<f16, 64>("NaN, causal, f16", c);
-  c.causal = false, c.mask = Mask::boolean;
-  prove<bf16, 64, 64, false, Mask::boolean>("NaN, boolean mask", c);
-  c.mask = Mask::floating;
-  prove<f16, 256, 256, false, Mask::floating>("NaN, floating mask", c);
+  for (bool in_key : {false, true}) {
+    SdpaCase c{.seqlen_q = 70, .seqlen_k = 100, .causal = true, .hidden_nan = 30, .nan_in_key = in_key};
+    prove<bf16, 64>("NaN, causal", c);
+    prove<f16, 64>("NaN, causal, f16", c);
+    c.causal = false, c.mask = Mask::boolean;
+    prove<bf16, 64, 64, false, Mask::boolean>("NaN, boolean mask", c);
+    c.mask = Mask::floating;
+    prove<f16, 256, 256, false, Mask::floating>("NaN, floating mask", c);
+  }
 }
 
 void packed_sequences() {
