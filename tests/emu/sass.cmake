@@ -6,7 +6,8 @@
 string(REPLACE "," ";" instructions ${instructions})
 get_filename_component(name ${source} NAME_WE)
 set(cubin ${CMAKE_CURRENT_BINARY_DIR}/${name}.${arch}.cubin)
-execute_process(COMMAND ${nvcc} -std=c++20 -cubin -arch=${arch} -Werror all-warnings -Xptxas -v ${source} -o ${cubin}
+execute_process(COMMAND ${nvcc} -std=c++20 --expt-relaxed-constexpr -cubin -arch=${arch} -Werror all-warnings -Xptxas -v
+                        ${source} -o ${cubin}
                 OUTPUT_VARIABLE log ERROR_VARIABLE log RESULT_VARIABLE failed)
 if(failed)
   message(FATAL_ERROR "${log}")

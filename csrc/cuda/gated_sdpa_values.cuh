@@ -1,0 +1,76 @@
+// The second product of attention, weights times values, in which a key that a row does not see has no part in the row,
+// whatever its value holds.
+#pragma once
+
+#include "tile.cuh"
+
+namespace nsk::cuda {
+
+template <class T>
+inline constexpr uint32_t kExponent = std::is_same_v<T, bf16> ? 0x7f80u : 0x7c00u;
+
+// Whether one of eight packed numbers is infinite or NaN: its exponent is all ones, so that adding one to it carries.
+template <class T>
+__device__ __forceinline__ bool not_finite(uint4 x) {
+  constexpr uint32_t exponents = kExponent<T> * 0x10001u, one = (0x8000u - kExponent<T>) * 0x10001u;
+  const auto carries = [](uint32_t y) { return (y & exponents) + one; };
+  return ((carries(x.x) | carries(x.y) | carries(x.z) | carries(x.w)) & 0x80008000u) != 0;
+}
+
+// Two packed numbers with 0 for those that are not finite.
+template <class T>
+__device__ __forceinline__ uint32_t finite(uint32_t x) {
+  constexpr uint32_t low = kExponent<T>, high = low << 16;
+  return x & (((x & low) != low ? 0xffffu : 0u) | ((x & high) != high ? 0xffff0000u : 0u));
+}
+
+// out += weights * values. The accumulators of the scores are, packed, just what the units take as A.
+template <class T, bool kFinite, int kDv, int kBlocks>
+__device__ __forceinline__ void add_values(float (&out)[kDv / 8][4], const float (&weights)[kBlocks][4],
+                                           Shared<unsigned char> values, int lane) {
+  const TileReader<kDv> reader = TileReader<kDv>::rows(lane);
+#pragma unroll
+  for (int step = 0; step < kBlocks / 2; ++step) {
+    const float(&w0)[4] = weights[2 * step], (&w1)[4] = weights[2 * step + 1];
+    const uint32_t a[4] = {pack<T>(w0[0], w0[1]), pack<T>(w0[2], w0[3]), pack<T>(w1[0], w1[1]), pack<T>(w1[2], w1[3])};
+#pragma unroll
+    for (int n = 0; n < kDv / 8; n += 2) {
+      uint32_t b[4];
+      reader.template load<true>(b, values, 16 * step, 8 * n);
+      if constexpr (kFinite)
+#pragma unroll
+        for (uint32_t& x : b) x = finite<T>(x);
+      mma_pair<T>(out[n], out[n + 1], a, b);
+    }
+  }
+}
+
+// The same where values that are not finite meet weights of -0, which mean that a row does not see the key: 0 times
+// infinity would be NaN. The units get 0 for such values; to the rows that see them they are then added as they are.
+template <class T, int kDv, int kBlocks>
+__device__ __forceinline__ void add_seen_values(float (&out)[kDv / 8][4], const float (&weights)[kBlocks][4],
+                                                Shared<unsigned char> values, int lane) {
+  static_assert(4 * kBlocks <= 32);
+  add_values<T, true, kDv>(out, weights, values, lane);
+  uint32_t hidden = 0;  // one bit a weight
+#pragma unroll
+  for (int n = 0; n < kBlocks; ++n)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) hidden |= __float_as_uint(weights[n][e]) >> 31 << (4 * n + e);
+#pragma unroll 1
+  for (int key = 0; key < 8 * kBlocks; ++key) {
+    const uint32_t bits = __shfl_sync(0xffffffffu, hidden, lane / 4 * 4 + key % 8 / 2) >> (key / 8 * 4 + key % 2);
+    const bool seen[2] = {(bits & 1) == 0, (bits & 4) == 0};
+#pragma unroll
+    for (int n = 0; n < kDv / 8; ++n) {
+      const uint32_t word = as<const uint32_t>(values + Tile<kDv>::at(key, n))[lane % 4];
+      const float2 value = unpack<T>(word);
+      const float x = value.x - value.x == 0 ? 0 : value.x, y = value.y - value.y == 0 ? 0 : value.y;
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        if (seen[half]) out[n][2 * half] += x, out[n][2 * half + 1] += y;
+    }
+  }
+}
+
+}  // namespace nsk::cuda
