@@ -6,7 +6,8 @@ whose products may run on tensor cores.
 
 Of the tiles that were tried each is the largest, or near it, that ``python -m benchmarks.aot`` finds to fit its
 architecture with Triton 3.7: without spills, within the shared and tensor memory, on the matrix instructions meant for
-it. Under 3.8 and 3.9 the assembler spills some bytes in a few launches that are not among the tests'. None has been timed.
+it. Under 3.8 and 3.9 the assembler spills some bytes in a few launches that are not among the tests'. None has been
+timed.
 """
 
 from __future__ import annotations
@@ -200,4 +201,5 @@ def table_of(
         tiles |= {name: tile for (of, name, at), tile in changed.items() if (of, at) == (family, bucket)}
     masked = {name: tile for (name, at), tile in MASKED.get((family, kind), {}).items() if at == bucket}
     registers = NVIDIA_REGISTERS if family.startswith("sm_") else 0
-    return Table(**tiles, join=JOIN, rows=ROWS[bucket], multiprocessors=multiprocessors, masked=masked, registers=registers)
+    tiles |= dict(join=JOIN, rows=ROWS[bucket])
+    return Table(**tiles, multiprocessors=multiprocessors, masked=masked, registers=registers)
