@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "../../csrc/cuda/residual_mlp_backward.cuh"
+#include "../../csrc/cuda/residual_mlp_forward.cuh"
 #include "residual_mlp_tensor.h"
 
 using namespace nsk;
@@ -17,6 +18,8 @@ struct Case {
   int depth = 2, per_block = 2;
   unsigned grid = 1;                                                              // blocks that share a group's tiles
   bool float_x = true, float_bias = true, float_gamma = true, float_beta = true;  // or T
+  double eps = 0.05;  // large, so that it is missed where it is missing
+  float bias = 0.5f;
 };
 
 // Off what was expected, in units of the root mean square of what was expected.
@@ -36,13 +39,12 @@ struct Errors {
 template <class T, int W, int R, Activation kActivation>
 struct Problem {
   using Tile = MlpBackwardTile<T, W, R>;
-  static constexpr double kEps = 0.05;  // large, so that it is missed where it is missing
 
   explicit Problem(const Case& of)
       : of(of), dy(of.groups, of.rows, W, of.float_x), weight(of.groups, of.depth, W * W, false),
         bias(of.groups, of.depth, W, of.float_bias), gamma(of.groups, of.depth, W, of.float_gamma),
         beta(of.groups, of.depth, W, of.float_beta) {
-    dy.fill(1, 0, 1), weight.fill(2, 0, 1 / std::sqrt(float(W))), bias.fill(3, 0, 0.5f);
+    dy.fill(1, 0, 1), weight.fill(2, 0, 1 / std::sqrt(float(W))), bias.fill(3, 0, of.bias);
     gamma.fill(4, 1, 0.3f), beta.fill(5, 0, 0.3f);
     // Any stream is a forward's, of one block; each block begins from its own.
     stream = normal(size_t(of.groups * blocks() * stream_stride()), 6);
@@ -62,6 +64,7 @@ struct Problem {
 
   void define() {
     inputs.assign(layer_at(of.groups, 0), 0), gradients = inputs;
+    top_y.assign(size_t(of.groups * of.rows * W), 0);
     partial.assign(of.rows > 0 ? partial_at(of.groups, 0, 0) : 0, 0);
     dx.assign(size_t(of.groups * of.rows * W), 0);
     for (int64_t g = 0; g < of.groups; ++g)
@@ -87,10 +90,12 @@ struct Problem {
         mean += z[c] / W;
       }
       for (int c = 0; c < W; ++c) variance += (z[c] - mean) * (z[c] - mean) / W;
-      rstd[i] = 1 / std::sqrt(variance + kEps);
+      rstd[i] = 1 / std::sqrt(variance + of.eps);
       for (int c = 0; c < W; ++c) {
         xhat[i * W + c] = (z[c] - mean) * rstd[i];
-        t[c] = activated(kActivation, xhat[i * W + c] * gamma.at(g, l, c) + beta.at(g, l, c));
+        const double y = xhat[i * W + c] * gamma.at(g, l, c) + beta.at(g, l, c);
+        if (l + 1 == of.depth) top_y[size_t((g * of.rows + r) * W + c)] = y;
+        t[c] = activated(kActivation, y);
       }
     }
     for (int i = of.per_block - 1; i >= 0; --i) {
@@ -115,21 +120,27 @@ struct Problem {
     for (int c = 0; c < W; ++c) dh[c] += da[c];
   }
 
+  template <class Network>
+  void describe(Network& args, GlobalMemory& memory) const {
+    args.rows = of.rows, args.depth = of.depth, args.layers_per_block = of.per_block, args.eps = float(of.eps);
+    args.bias = in(memory, "bias", bias), args.ln_weight = in(memory, "gamma", gamma);
+    args.ln_bias = in(memory, "beta", beta);
+    args.weight = reinterpret_cast<const T*>(memory.input("weight", weight.bytes.data(), weight.bytes.size()));
+    args.weight_group_stride = weight.outer_stride(), args.weight_stride = weight.stride;
+  }
+  static MlpTensor<const unsigned char> in(GlobalMemory& memory, const char* name, const Tensor<T>& t) {
+    return t.template view<const unsigned char>(memory.input(name, t.bytes.data(), t.bytes.size()));
+  }
+
   Outcome run(const Options& options) const {
     Tensor<T> got_dx(of.groups, of.rows, W, of.float_x);
-    std::vector<T> got_inputs(inputs.size()), got_gradients(inputs.size());
+    got_inputs.resize(inputs.size()), got_gradients.resize(inputs.size());
     std::vector<float> got_partial(partial.size());
     std::vector<float> parked(size_t(of.groups * of.grid * (of.per_block - 1) * Tile::kParked));
     GlobalMemory memory;
     MlpBackwardArgs<T> args{};
-    args.rows = of.rows, args.depth = of.depth, args.layers_per_block = of.per_block, args.eps = float(kEps);
-    const auto in = [&](const char* name, const Tensor<T>& t) {
-      return t.template view<const unsigned char>(memory.input(name, t.bytes.data(), t.bytes.size()));
-    };
-    args.dy = in("dy", dy), args.bias = in("bias", bias), args.ln_weight = in("gamma", gamma);
-    args.ln_bias = in("beta", beta);
-    args.weight = reinterpret_cast<const T*>(memory.input("weight", weight.bytes.data(), weight.bytes.size()));
-    args.weight_group_stride = weight.outer_stride(), args.weight_stride = weight.stride;
+    describe(args, memory);
+    args.dy = in(memory, "dy", dy);
     args.stream = memory.input("stream", stream.data(), stream.size());
     args.stream_group_stride = blocks() * stream_stride(), args.stream_block_stride = stream_stride();
     args.dx = got_dx.template view<unsigned char>(memory.output("dx", got_dx.bytes.data(), got_dx.bytes.size()));
@@ -187,9 +198,9 @@ struct Problem {
   }
 
   // Sums in float instead of double now and then turn a rounding the other way, by two roundoffs. That moves what
-  // follows of the row, but few rows.
+  // follows of the row, but few rows; more of them in f16, where roundings are nearer to each other.
   static constexpr double kRoundoff = std::is_same_v<T, bf16> ? 0x1p-8 : 0x1p-11;
-  static constexpr double kMost = 8 * kRoundoff, kMean = kRoundoff / 8;
+  static constexpr double kMost = 8 * kRoundoff, kMean = kRoundoff / (std::is_same_v<T, bf16> ? 8 : 4);
 
   void check_counts(const emu::Counts& counts) const {
     const uint64_t all_tiles = of.groups * tiles(), layers = all_tiles * of.depth, rows = of.groups * of.rows;
@@ -212,6 +223,8 @@ struct Problem {
   Tensor<T> dy, weight, bias, gamma, beta;
   std::vector<float> stream;
   std::vector<double> inputs, gradients, partial, dx;  // what is expected, before the rounding of results
+  std::vector<double> top_y;                           // what the last layer's activation is of
+  mutable std::vector<T> got_inputs, got_gradients;    // of the last run
   mutable std::vector<unsigned char> result;           // of the first run: all give the same bits
   mutable double worst_most = 0, worst_mean = 0;       // of the last run
 };
@@ -233,10 +246,97 @@ void prove(const char* name, const Case& of) {
               name, int(of.rows), of.depth, problem.worst_most, problem.kMost, problem.worst_mean, problem.kMean);
 }
 
+template <class T, int W, int R, Activation kActivation>
+void prove_all(const char* name) {
+  // Two blocks of layers; one row; a tile and a bit, two groups, with all in T.
+  prove<T, W, R, kActivation>(name, {.rows = R, .depth = 4, .per_block = 2});
+  prove<T, W, R, kActivation>(name, {.rows = 1, .depth = 3, .per_block = 1, .float_bias = false});
+  prove<T, W, R, kActivation>(name, {.groups = 2,
+                                     .rows = R + 5,
+                                     .depth = 3,
+                                     .per_block = 3,
+                                     .grid = 2,
+                                     .float_x = false,
+                                     .float_bias = false,
+                                     .float_gamma = false,
+                                     .float_beta = false});
+}
+
+// The activations that are computed again have the bits of the forward's. What comes out of one block of layers is
+// h + t: that is t where h is very small, and still counts where the first layer's weights are as large.
+void prove_same_bits() {
+  constexpr int W = 128, R = 16;
+  constexpr float kLarge = 0x1p100f;
+  Problem<bf16, W, R, Activation::silu> problem({.rows = 21, .depth = 4, .per_block = 4});
+  for (float& x : problem.stream) x /= kLarge;
+  for (int i = 0; i < W * W; ++i) {
+    const bf16 w = from_float<bf16>(float(problem.weight.at(0, 0, i)) * kLarge);
+    std::memcpy(problem.weight.bytes.data() + problem.weight.index(0, 0, i) * sizeof(w), &w, sizeof(w));
+  }
+  problem.run({});
+  for (int depth = 1; depth < 4; ++depth) {
+    Tensor<bf16> y(1, problem.of.rows, W, true);
+    GlobalMemory memory;
+    MlpForwardArgs<bf16> args{};
+    problem.describe(args, memory);
+    args.depth = args.layers_per_block = depth;
+    const float* const x = memory.input("x", problem.stream.data(), problem.stream.size());
+    args.x = {reinterpret_cast<const unsigned char*>(x), 0, W, true};
+    args.y = y.view<unsigned char>(memory.output("y", y.bytes.data(), y.bytes.size()));
+    must_pass("forward", memory, {"residual_mlp_forward", {}, {256}, MlpTile<bf16, W, R>::kSharedBytes},
+              [&] { residual_mlp_forward<bf16, W, R, Activation::silu>(args); });
+    int different = 0;
+    for (int64_t i = 0; i < problem.of.rows * W; ++i)
+      different += from_float<bf16>(float(y.at(0, i / W, i % W))).bits !=
+                   problem.got_inputs[problem.layer_at(0, depth) + size_t(i)].bits;
+    CHECK(different == 0, "layer %d: %d inputs are not the forward's", depth, different);
+  }
+}
+
+// Where relu is 0, so is its gradient, whatever comes from above.
+void prove_selection() {
+  Problem<bf16, 64, 16, Activation::relu> problem({.depth = 1, .per_block = 1});
+  problem.run({});
+  const std::vector<bf16> expected = problem.got_gradients;
+  for (int i = 0; i < 16 * 64; ++i)
+    if (problem.top_y[size_t(i)] < 0) {
+      const float nan = NAN;
+      std::memcpy(problem.dy.bytes.data() + problem.dy.index(0, i / 64, i % 64) * sizeof(nan), &nan, sizeof(nan));
+    }
+  problem.run({});
+  int different = 0;
+  for (size_t i = 0; i < expected.size(); ++i) different += expected[i].bits != problem.got_gradients[i].bits;
+  CHECK(different == 0, "NaN where relu is 0: %d gradients are others", different);
+}
+
 }  // namespace
 
 int main() {
   using enum Activation;
-  prove<bf16, 64, 16, silu>("bf16 64, tiles of 16, silu", {.rows = 16, .depth = 2, .per_block = 2});
+  prove_all<bf16, 64, 16, silu>("bf16 64, tiles of 16, silu");
+  prove_all<bf16, 64, 32, relu>("bf16 64, tiles of 32, relu");
+  prove_all<f16, 64, 16, gelu_tanh>("f16 64, tiles of 16, gelu");
+  prove_all<bf16, 128, 16, gelu_tanh>("bf16 128, tiles of 16, gelu");
+  prove_all<f16, 128, 32, silu>("f16 128, tiles of 32, silu");
+  prove_all<bf16, 256, 16, relu>("bf16 256, tiles of 16, relu");
+  prove_all<f16, 256, 16, silu>("f16 256, tiles of 16, silu");
+
+  // Deep, with several tiles for a block of threads: rings and vectors go round many times, and on to the next tile.
+  prove<bf16, 64, 16, silu>("bf16 64, deep", {.rows = 40, .depth = 9, .per_block = 3});
+  prove<f16, 128, 32, silu>("f16 128, deep", {.groups = 2, .rows = 90, .depth = 5, .per_block = 1, .grid = 2});
+  prove<bf16, 256, 16, relu>("bf16 256, deep", {.rows = 40, .depth = 6, .per_block = 3, .grid = 2});
+  // Rows past the last one have no deviation: what they have is NaN.
+  prove<bf16, 64, 16, silu>("no eps", {.rows = 20, .eps = 0, .bias = 0});
+  prove<bf16, 64, 16, silu>("no layers", {.rows = 20, .depth = 0, .per_block = 1});
+  prove<bf16, 64, 16, silu>("no rows", {.rows = 0, .depth = 2, .per_block = 1});
+  prove_same_bits();
+  prove_selection();
+
+  every_flaw_is_seen("64", [problem = Problem<bf16, 64, 16, silu>({.rows = 20, .depth = 2})](
+                               const Options& options) { return problem.run(options); });
+  every_flaw_is_seen("128", [problem = Problem<f16, 128, 32, silu>({.rows = 40, .depth = 2, .per_block = 1})](
+                                const Options& options) { return problem.run(options); });
+  every_flaw_is_seen("256", [problem = Problem<bf16, 256, 16, relu>({.rows = 20, .depth = 2})](
+                                const Options& options) { return problem.run(options); });
   return check::result("emu residual mlp backward");
 }
