@@ -44,6 +44,7 @@ class MlpWeights {
   static constexpr int kPieces = Tile::kDepth * int(sizeof(T)) / 16;  // of 16 bytes, of a row of a stage
   static constexpr int kMostPieces = Tile::kVectorBytes / 16;         // of a vector
   static constexpr int kN = Tile::kN;
+  using VectorStride = std::conditional_t<Order::kTransposes, int, int64_t>;  // the backward lacks registers
   static_assert(kPieces == 4 && kAhead <= Tile::kSteps && 3 * kMostPieces <= kWarp);
 
  public:
@@ -68,7 +69,7 @@ class MlpWeights {
     const MlpTensor<const unsigned char>& from = vector == 0 ? args.bias : vector == 1 ? args.ln_weight : args.ln_bias;
     copies_vector_ = vector < 3 && byte < Tile::kColumns * from.template element_bytes<T>();
     first_vector_ = from.template at<T>(group, 0, warp * Tile::kColumns) + byte;
-    vector_stride_ = from.stride * from.template element_bytes<T>();
+    vector_stride_ = VectorStride(from.stride) * from.template element_bytes<T>();
 
 #pragma unroll
     for (int step = 0; step < kAhead; ++step) fill(step, step);
@@ -130,7 +131,7 @@ class MlpWeights {
         writes_ ^= 1;
         if (copies_vector_ && order_.brings(lane_ / kMostPieces))
           cp_async<16>(vectors_ + (writes_ * 3 * Tile::kVectorBytes + lane_ * 16),
-                       first_vector_ + order_.layer_of_vectors() * vector_stride_);
+                       first_vector_ + int64_t(order_.layer_of_vectors()) * vector_stride_);
       }
       const int of_step = transposes() ? Tile::kDepth * Tile::kWidth : Tile::kDepth;
       const int of_copy = (transposes() ? kWarp / kN : 8) * Tile::kWidth;
@@ -149,7 +150,7 @@ class MlpWeights {
   const Shared<unsigned char> ring_, vectors_;
   Global<const T> first_weight_, weight_;  // of the group, and of the product whose weights are being copied
   Global<const unsigned char> first_vector_;
-  int64_t vector_stride_;
+  VectorStride vector_stride_;
   bool copies_vector_;
   int to_, transposed_to_ = 0, transposed_from_ = 0;  // the last from where W^T starts
   int64_t products_left_;  // to begin

@@ -1,4 +1,4 @@
-// The backward of residual MLPs for a device: all but tiles of 32 rows by 256 columns, for which registers do not suffice.
+// The backward of residual MLPs for a device: all of it.
 #include "../../csrc/cuda/residual_mlp_backward.cuh"
 
 namespace nsk::cuda {
@@ -15,10 +15,12 @@ NSK_BACKWARDS(bf16, 64, 32);
 NSK_BACKWARDS(bf16, 128, 16);
 NSK_BACKWARDS(bf16, 128, 32);
 NSK_BACKWARDS(bf16, 256, 16);
+NSK_BACKWARDS(bf16, 256, 32);
 NSK_BACKWARDS(f16, 64, 16);
 NSK_BACKWARDS(f16, 64, 32);
 NSK_BACKWARDS(f16, 128, 16);
 NSK_BACKWARDS(f16, 128, 32);
 NSK_BACKWARDS(f16, 256, 16);
+NSK_BACKWARDS(f16, 256, 32);
 
 }  // namespace nsk::cuda

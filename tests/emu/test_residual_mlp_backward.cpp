@@ -319,7 +319,7 @@ int main() {
   prove_all<bf16, 128, 16, gelu_tanh>("bf16 128, tiles of 16, gelu");
   prove_all<f16, 128, 32, silu>("f16 128, tiles of 32, silu");
   prove_all<bf16, 256, 16, relu>("bf16 256, tiles of 16, relu");
-  prove_all<f16, 256, 16, silu>("f16 256, tiles of 16, silu");
+  prove_all<f16, 256, 32, silu>("f16 256, tiles of 32, silu");
 
   // Deep, with several tiles for a block of threads: rings and vectors go round many times, and on to the next tile.
   prove<bf16, 64, 16, silu>("bf16 64, deep", {.rows = 40, .depth = 9, .per_block = 3});
