@@ -2,9 +2,9 @@
 //
 // Tiles, warps, rings and who owns what are the forward's (residual_mlp_forward.cuh). From the stream that the forward
 // kept, a tile goes down the blocks of layers:
-//   again    t = h;  each layer's t, rounded, goes to `inputs`; its xhat and rstd are parked in global memory, where the
-//            thread that wrote them reads them again: they hardly leave the second-level cache. What the forward did is
-//            done again in the same way, to the same bits.
+//   again    t = h;  each layer's t, rounded, goes to `inputs`; its xhat and rstd are parked in global memory, where
+//            the thread that wrote them reads them again: they hardly leave the second-level cache. What the forward
+//            did is done again in the same way, to the same bits.
 //   down     da = dh, the gradient of the stream; from the last layer to the first: dz, rounded, goes to `gradients`,
 //            da = dz W. Then dh += da.
 // The same W is read for both products (residual_mlp_weights.cuh). dh is fp32, in registers, as xhat and da are.

@@ -5,9 +5,9 @@
 
 namespace nsk::cuda {
 
-// The stream is what the forward kept. Operands of dW = gradients^T inputs are [group, layer, row, kWidth] in T, strides
-// count elements and are multiples of two. Tiles' shares of the vectors' gradients are
-// [group, layer, tile, 3, kWidth]: of db, dgamma and dbeta.
+// The stream is what the forward kept. Operands of dW = gradients^T inputs are [group, layer, row, kWidth] in T,
+// strides count elements and are multiples of two. Tiles' shares of the vectors' gradients are [group, layer, tile, 3,
+// kWidth]: of db, dgamma and dbeta.
 template <class T>
 struct MlpBackwardArgs : MlpNetwork<T> {
   Global<const float> stream;  // [group, block, row, column]

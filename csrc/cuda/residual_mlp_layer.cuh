@@ -1,8 +1,8 @@
 // One layer of a residual MLP on a tile of rows, a thread's share of it: product, bias, LayerNorm, activation.
 //
 // Eight warps cut the tile by columns. What they multiply, the operand, lies in shared memory as T: every warp puts its
-// columns there and reads all of them. Products, normalised numbers and activations are fp32 in registers, in the layout
-// of mma's sums.
+// columns there and reads all of them. Products, normalised numbers and activations are fp32 in registers, in the
+// layout of mma's sums.
 //
 // LayerNorm is two-pass within a warp: mean and sum of squared deviations of its columns of each row. They meet in
 // shared memory, where all warps put them together by twos, of n numbers each:
@@ -23,8 +23,8 @@ class MlpLayer {
 
  private:
   // Pieces of 16 bytes of a row of an operand are permuted, so that the eight rows of ldmatrix lie in different banks:
-  // piece p of row r lies at p ^ r % 8. A thread's own bits of p and r are apart from those that loops go over, which the
-  // compiler knows: few addresses have to be kept.
+  // piece p of row r lies at p ^ r % 8. A thread's own bits of p and r are apart from those that loops go over, which
+  // the compiler knows: few addresses have to be kept.
   static constexpr int kRowBytes = Tile::kWidth * int(sizeof(T));
 
  public:

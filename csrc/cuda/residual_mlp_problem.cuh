@@ -31,7 +31,8 @@ struct MlpTensor {
 };
 
 // What all kernels read. Rows of the weights are dense. Layers of weights and vectors start at multiples of 16 bytes,
-// for the backward those of vectors less than 2 GiB apart; rows of x, y and their gradients at multiples of two elements.
+// for the backward those of vectors less than 2 GiB apart; rows of x, y and their gradients at multiples of two
+// elements.
 template <class T>
 struct MlpNetwork {
   int64_t rows;

@@ -2,20 +2,20 @@
 //
 //   dW = gradients^T inputs, [out, in], summed over the rows; both operands are [row, kWidth] in T
 //
-// A block of threads computes 64 x 64 elements of one layer and adds up all rows in order, so that the same bits come out
-// each time. blockIdx.x is the place in dW, y the layer, z the group. Its four warps take 32 x 32 each.
+// A block of threads computes 64 x 64 elements of one layer and adds up all rows in order, so that the same bits come
+// out each time. blockIdx.x is the place in dW, y the layer, z the group. Its four warps take 32 x 32 each.
 //
 // Rows run along the product: mma wants both operands the other way round, which is what ldmatrix transposes. Stages of
-// kDepth rows go through a ring that all warps share, filled by cp.async some stages ahead. One barrier a stage: the stage
-// has arrived for all, and the stage before has been read by all, which makes room for a later one.
+// kDepth rows go through a ring that all warps share, filled by cp.async some stages ahead. One barrier a stage: the
+// stage has arrived for all, and the stage before has been read by all, which makes room for a later one.
 #pragma once
 
 #include "residual_mlp_problem.cuh"
 
 namespace nsk::cuda {
 
-// Operands are [group, layer, row, kWidth], layers start at multiples of 16 bytes; strides count elements. Rows of dW are
-// dense: its `stride` is of layers.
+// Operands are [group, layer, row, kWidth], layers start at multiples of 16 bytes; strides count elements. Rows of dW
+// are dense: its `stride` is of layers.
 template <class T>
 struct MlpWeightGradientArgs {
   int64_t rows;

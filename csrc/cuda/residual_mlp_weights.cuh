@@ -1,13 +1,13 @@
 // The weights of a network on their way to the warp that multiplies by them: a ring of stages in shared memory that is
 // its own, filled by cp.async some stages ahead.
 //
-// A product is t W^T, for which a stage is kDepth columns of the warp's rows of W; or t W, for which it is kDepth rows of
-// the warp's columns, read from the same W. An order says which products of which layers follow each other. The ring
+// A product is t W^T, for which a stage is kDepth columns of the warp's rows of W; or t W, for which it is kDepth rows
+// of the warp's columns, read from the same W. An order says which products of which layers follow each other. The ring
 // runs on from product to product and from tile to tile, so that only the very first stages are waited for in full.
 //
-// With the first stage of a product come the warp's columns of the vectors of the LayerNorm that follows it, bias, gamma
-// and beta, into one of two places in turn. They are read until the next product begins, when the ring has no more than
-// the stages of that one under way: the copies into the same place begin later.
+// With the first stage of a product come the warp's columns of the vectors of the LayerNorm that follows it, bias,
+// gamma and beta, into one of two places in turn. They are read until the next product begins, when the ring has no
+// more than the stages of that one under way: the copies into the same place begin later.
 #pragma once
 
 #include "residual_mlp_problem.cuh"
@@ -138,7 +138,8 @@ class MlpWeights {
       const int to = transposes() ? transposed_to_ : to_;
 #pragma unroll
       for (int i = 0; i < kN; ++i)
-        cp_async<16>(ring_ + (stage * Tile::kStageBytes + i * kCopyBytes + to), weight_ + (step * of_step + i * of_copy));
+        cp_async<16>(ring_ + (stage * Tile::kStageBytes + i * kCopyBytes + to),
+                     weight_ + (step * of_step + i * of_copy));
     }
     cp_async_commit();
   }

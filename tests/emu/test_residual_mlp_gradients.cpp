@@ -1,5 +1,5 @@
-// Gradients of residual MLPs' weights and vectors against sums in double: widths, types, groups, layers, ragged rows; in
-// every schedule, with counts of bytes and FLOPs, and without each barrier, wait and commit.
+// Gradients of residual MLPs' weights and vectors against sums in double: widths, types, groups, layers, ragged rows;
+// in every schedule, with counts of bytes and FLOPs, and without each barrier, wait and commit.
 #include <algorithm>
 
 #include "../../csrc/cuda/residual_mlp_vector_gradient.cuh"
@@ -61,7 +61,8 @@ struct WeightGradient {
     worst = 0;
     for (int64_t l = 0; l < groups * layers; ++l)
       for (int i = 0; i < W * W; ++i) {
-        const double one = off<T>(dweight.at(l / layers, l % layers, i), expected[size_t(l * W * W + i)], rows, is_float);
+        const double one =
+            off<T>(dweight.at(l / layers, l % layers, i), expected[size_t(l * W * W + i)], rows, is_float);
         worst = one <= worst ? worst : one;  // NaN stays
       }
     outcome.right &= worst <= 1;
