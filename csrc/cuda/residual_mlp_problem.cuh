@@ -30,17 +30,22 @@ struct MlpTensor {
   }
 };
 
-// Rows of the weights are dense. Layers of weights and vectors start at multiples of 16 bytes, rows of x and y at
-// multiples of two elements.
+// What all kernels read. Rows of the weights are dense. Layers of weights and vectors start at multiples of 16 bytes,
+// for the backward those of vectors less than 2 GiB apart; rows of x, y and their gradients at multiples of two
+// elements.
 template <class T>
-struct MlpForwardArgs {
+struct MlpNetwork {
   int64_t rows;
   int depth, layers_per_block;
   float eps;
-  MlpTensor<const unsigned char> x;
   Global<const T> weight;  // [group, layer, out, in]
   int64_t weight_group_stride, weight_stride;
   MlpTensor<const unsigned char> bias, ln_weight, ln_bias;
+};
+
+template <class T>
+struct MlpForwardArgs : MlpNetwork<T> {
+  MlpTensor<const unsigned char> x;
   MlpTensor<unsigned char> y;
   // The blocks' inputs [group, block, row, column], for a backward; null: not kept.
   Global<float> stream;
@@ -61,7 +66,7 @@ struct MlpTile {
 
   // What a thread holds of a [rows, columns] matrix: the fragments of mma, 16 x 8 each. Element e of fragment (m, n) is
   // at row 16 m + lane / 4 + e / 2 * 8 and at the warp's column 8 n + lane % 4 * 2 + e % 2.
-  static constexpr int kM = kRows / 16, kN = kColumns / 8;
+  static constexpr int kM = kRows / 16, kN = kColumns / 8, kRowsOfThread = 2 * kM;
   using Fragments = float[kM][kN][4];
 
   // A ring is at most four stages, and at most a layer and a stage, so that of the vectors two layers are enough.
