@@ -285,15 +285,17 @@ void product(ptrdiff_t rows, const typename M::Unit* a, ptrdiff_t stride, const 
     const ptrdiff_t terms = k - from < most ? k - from : most;
     const Portion portion{from == 0, from + terms == k};
     const typename M::Unit *at = a + from * (A == Along::K ? 1 : stride), *panel = b + from * ldb;
+    const typename M::C* of_rows = bias;
     ptrdiff_t r = 0;
     for (; rows - r >= R; r += R, at += R * step) {
       if constexpr (kBetween) ahead->ask();
-      tile<M, R, NV, A, I>(at, stride, panel, terms, c + r * ldc, ldc, lanes, within, ldb, bias + r, portion);
+      tile<M, R, NV, A, I>(at, stride, panel, terms, c + r * ldc, ldc, lanes, within, ldb, of_rows, portion);
+      if constexpr (I == Into::BiasSum) of_rows += R;
     }
     if constexpr (R > 1)
       if (rows > r)
         tail<M, power_of_two_below(R), NV, A, I>(rows - r, at, stride, panel, terms, c + r * ldc, ldc, lanes, within, ldb,
-                                                 bias + r, portion);
+                                                 of_rows, portion);
     from += most;
   } while (from < k);
 }

@@ -2,7 +2,6 @@
 // kernel rounds them: every width, type and activation, groups, ragged rows, several tiles a block; in every schedule,
 // with counts of bytes and FLOPs, and without each barrier, wait and commit.
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 
 #include "../../csrc/cuda/residual_mlp_forward.cuh"
@@ -187,19 +186,6 @@ void prove_all(const char* name) {
                                      .keeps_stream = false});
 }
 
-void measure() {
-  const Problem<bf16, 256, 32, Activation::silu> problem({.rows = 64, .depth = 8, .per_block = 4});
-  for (bool races : {false, true}) {
-    Options options;
-    options.races = races;
-    const auto start = std::chrono::steady_clock::now();
-    const Outcome outcome = problem.run(options);
-    const double ms = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
-    std::printf("64 rows of 8 layers of 256, %s: %.1f ms, %.0f MFLOP/s\n",
-                races ? "looking for races" : "not looking for races", ms, outcome.report.counts.flops / ms / 1e3);
-  }
-}
-
 }  // namespace
 
 int main() {
@@ -227,6 +213,5 @@ int main() {
                                 const Options& options) { return problem.run(options); });
   every_flaw_is_seen("256", [problem = Problem<bf16, 256, 16, relu>({.rows = 20, .depth = 2})](
                                 const Options& options) { return problem.run(options); });
-  measure();
   return check::result("emu residual mlp");
 }
