@@ -62,9 +62,11 @@ def peak(case: Case, roofs: Target) -> float:
     return roofs.fp32_flops if case.dtype == "float32" else roofs.flops
 
 
-def run_case(case: Case, device: str, roofs: Target | None, effort: measure.Effort, settle: Callable | None) -> dict:
-    """One row of facts."""
-    work = workload.module(case.op).prepare(case, True, device)
+def run_case(
+    case: Case, device: str, roofs: Target | None, effort: measure.Effort, settle: Callable | None, compiled: bool = True
+) -> dict:
+    """One row of facts; ``compiled`` asks for the peers that torch.compile makes."""
+    work = workload.module(case.op).prepare(case, compiled, device)
     verdicts = suite.warm_up(work, lambda _: None)
     row = {"name": case.name, "op": case.op, "status": "ok", "absent": work.absent}
     if verdicts[OURS].reasons:
@@ -95,6 +97,7 @@ def main(argv: list[str]) -> int:
     p = argparse.ArgumentParser("python -m benchmarks.gpu", description="What nsk reaches on a GPU, next to its peers.")
     p.add_argument("--only", default="", metavar="TEXT", help="cases whose name contains TEXT")
     p.add_argument("--seconds", type=float, default=2.0, metavar="S", help="time to measure a case (default: 2)")
+    p.add_argument("--quick", action="store_true", help="leave out the peers that torch.compile makes")
     p.add_argument("--json", type=Path, metavar="FILE", help="write everything measured to FILE")
     args = p.parse_args(argv)
     if not torch.cuda.is_available():
@@ -106,7 +109,7 @@ def main(argv: list[str]) -> int:
     rows = []
     for case in tqdm([case for case in cases() if args.only in case.name], unit="case", disable=None):
         effort = measure.Effort(seconds=args.seconds, slice_seconds=0.01)
-        rows.append(run_case(case, device, roofs, effort, torch.cuda.synchronize))
+        rows.append(run_case(case, device, roofs, effort, torch.cuda.synchronize, not args.quick))
         tqdm.write(line(rows[-1]))
         if args.json:
             args.json.write_text(json.dumps({"gpu": name, "torch": torch.__version__, "rows": rows}, indent=1) + "\n")
