@@ -96,7 +96,7 @@ def _finite(t: Tensor) -> Tensor:
 def _weights(call: GatedSdpaCall) -> tuple[Tensor, Tensor, Tensor]:
     """Softmax weights [B, Hq, Sq, Sk], lse [B, Hq, Sq] and the weight of the sink [B, Hq, Sq, 1]."""
     sizes = (*call.query.shape[:3], call.key.shape[2])
-    bias = torch.zeros(sizes, dtype=torch.float64)
+    bias = torch.zeros(sizes, dtype=torch.float64, device=call.query.device)
     if (mask := call.attn_mask) is not None:
         bias = bias.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else bias + mask.detach()
     bias = bias.nan_to_num(0, 0, -torch.inf).requires_grad_()
