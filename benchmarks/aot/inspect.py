@@ -32,6 +32,7 @@ class Report:
     asynchronous: int = 0
     global_loads: int = 0
     traps: int = 0
+    unfenced: int = 0  # matrix instructions that read what cp.async wrote through a proxy that does not see it yet
     seconds: float = 0.0
     error: str = ""
 
@@ -39,10 +40,25 @@ class Report:
 def inspect(compiled, backend: str) -> Report:
     """The report of what ``triton.compile`` gave."""
     report = _inspect_cubin(compiled.asm["cubin"]) if backend == "cuda" else _inspect_amd(compiled.asm["amdgcn"])
+    if backend == "cuda":
+        report.unfenced = unfenced(compiled.asm["ptx"])
     report.shared = compiled.metadata.shared
     report.warps = compiled.metadata.num_warps
     report.tensor_memory = getattr(compiled.metadata, "tmem_size", None) or 0
     return report
+
+
+def unfenced(ptx: str) -> int:
+    """Instructions of the asynchronous proxy (wgmma, tcgen05) that follow a wait for cp.async with no fence between the
+    proxies after it. The text is read twice, as what ends a loop also comes before its beginning."""
+    pattern = r"\b(?:(cp\.async\.wait)|(fence\.proxy\.async)|wgmma\.mma_async|tcgen05\.mma)"
+    count, waited = 0, False
+    for _ in range(2):
+        count = 0
+        for wait, fence in re.findall(pattern, ptx):
+            count += waited and not wait and not fence
+            waited = bool(wait) or (waited and not fence)
+    return count
 
 
 def _tool(name: str) -> str:

@@ -16,7 +16,7 @@ if HAS_TRITON:
     from benchmarks.aot.cells import all_cells, all_refusals
     from benchmarks.aot.check import problems
     from benchmarks.aot.compile import compile_all
-    from benchmarks.aot.inspect import Report
+    from benchmarks.aot.inspect import Report, unfenced
     from benchmarks.aot.table import lines
     from nsk.backends.triton.targets import TARGETS
 
@@ -66,6 +66,7 @@ FLAWS = {
     "two kinds": dict(mma={"HGMMA": 8, "HMMA": 64}),
     "no tensor cores": dict(mma={}),
     "no asynchronous copies": dict(asynchronous=0),
+    "no fence": dict(unfenced=4),
     "no kernel": dict(error="RuntimeError: PassManager::run failed"),
 }
 
@@ -80,3 +81,22 @@ def test_flaws_are_found(flaw):
     text = "\n".join(lines({cell.name: flawed}, [cell], []))
     assert f"FAILS    {cell.name}" in text
     assert "0 of 1 cells pass" in text
+
+
+WAIT, FENCE, PRODUCT = "cp.async.wait_group 0;\n", "fence.proxy.async.shared::cta;\n", "wgmma.mma_async.sync.aligned ...\n"
+
+
+@pytest.mark.parametrize(
+    ("ptx", "count"),
+    [
+        (PRODUCT, 0),
+        (WAIT + FENCE + PRODUCT * 2, 0),
+        (WAIT + PRODUCT * 2, 2),
+        (FENCE + WAIT + PRODUCT, 1),
+        (PRODUCT + WAIT, 1),  # around a loop
+        (FENCE + PRODUCT + WAIT, 0),
+        (WAIT + FENCE + PRODUCT + WAIT + "tcgen05.mma.cta_group::1 ...", 1),
+    ],
+)
+def test_a_missing_fence_is_seen(ptx, count):
+    assert unfenced(ptx) == count

@@ -18,7 +18,7 @@ from nsk.backends.triton.targets import TARGETS
 NAME = "triton"
 
 _OPS = ("gated_sdpa", "residual_mlp")
-VERSIONS = ((3, 6), (3, 9))  # the first and the last that passed the interpreter's and the compilers' tests
+VERSIONS = ((3, 7), (3, 9))  # the first and the last that passed the interpreter's and the compilers' tests
 
 
 def unavailable() -> list[str]:

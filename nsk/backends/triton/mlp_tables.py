@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from nsk.backends.triton.device import tf32_allowed
+from nsk.backends.triton.device import stages_of, tf32_allowed, version_numbers
 from nsk.spec.residual_mlp import ResidualMlpCall
 
 MAX_ROWS_WIDTH = 256  # a row of a wider network does not fit on the chip: a launch per layer, not per network
@@ -145,15 +145,20 @@ def kind_of(dtype: torch.dtype, family: str) -> str:
     return "tf32" if family.startswith("sm_") and tf32_allowed() else "float32"
 
 
+def _stages(family: str, kind: str, stages: int) -> int:
+    return stages if kind == "float32" else stages_of(family, stages, version_numbers())
+
+
 def rows_of(family: str, kind: str, direction: str, width: int) -> Rows:
     block_m, chunks, warps, stages, *options = ROWS[family][kind, direction][block_w(width)]
-    return Rows(warps, stages, tuple(options), block_m=block_m, chunks=chunks)
+    return Rows(warps, _stages(family, kind, stages), tuple(options), block_m=block_m, chunks=chunks)
 
 
 def tiles_of(family: str, kind: str, what: str, width: int) -> Tiles:
     block_m, block_n, block_k, warps, stages, *options = TILES[family][kind, what]
     if what == "parameters":  # both sides are features
         block_m, block_n = (min(side, block_w(width)) for side in (block_m, block_n))
+    stages = _stages(family, kind, stages)
     return Tiles(warps, stages, tuple(options), block_m=block_m, block_n=block_n, block_k=block_k)
 
 

@@ -93,7 +93,7 @@ def _make(
         options=dict(enable_fp_fusion=False) | dict(launch.options),
         mma=KINDS[kind] != "float32",
         mma_kind=mma_kind,
-        asynchronous=_asynchronous(kernel, kind, target, constants),
+        asynchronous=launch.num_stages > 1 and _asynchronous(kernel, kind, target, constants),
         workload=f"residual_mlp: batch {BATCH}, {DEPTH} layers ({PER_BLOCK} a block), one launch of each kernel",
         everyday=_everyday(name, target),
         flops=flops,

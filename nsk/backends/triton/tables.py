@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from nsk.backends.triton.device import stages_of
+
 MAX_HEAD_DIM = 256
 
 
@@ -200,6 +202,11 @@ def table_of(
         changed = UNDER.get(version, {})
         tiles |= {name: tile for (of, name, at), tile in changed.items() if (of, at) == (family, bucket)}
     masked = {name: tile for (name, at), tile in MASKED.get((family, kind), {}).items() if at == bucket}
+    if kind != "float32":
+        tiles, masked = (
+            {name: tile and tile._replace(stages=stages_of(family, tile.stages, version)) for name, tile in of.items()}
+            for of in (tiles, masked)
+        )
     registers = NVIDIA_REGISTERS if family.startswith("sm_") else 0
     tiles |= dict(join=JOIN, rows=ROWS[bucket])
     return Table(**tiles, multiprocessors=multiprocessors, masked=masked, registers=registers)
