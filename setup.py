@@ -1,6 +1,7 @@
 """Builds the native module with CMake and Ninja. Knows no torch and looks for no GPU.
 
-Environment: CXX (the compiler), NSK_CUDA (auto, on, off), NSK_CUDA_ARCHS, NSK_SANITIZE (e.g. address,undefined).
+Environment: CXX (the compiler); NSK_CUDA (auto, on, off); of the CUDA kernels, which take long to compile, NSK_CUDA_ARCHS
+("80;90"), NSK_CUDA_HEAD_DIMS ("64x64;128x128") and NSK_CUDA_WIDTHS ("64;256"); NSK_SANITIZE (address,undefined).
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class CMakeBuild(build_ext):
             "PYTHON_EXECUTABLE": sys.executable,
             "pybind11_DIR": pybind11.get_cmake_dir(),
         }
-        for name in ("NSK_CUDA", "NSK_CUDA_ARCHS", "NSK_SANITIZE"):
+        for name in ("NSK_CUDA", "NSK_CUDA_ARCHS", "NSK_CUDA_HEAD_DIMS", "NSK_CUDA_WIDTHS", "NSK_SANITIZE"):
             if name in os.environ:
                 options[name] = os.environ[name]
         cmake = program("cmake")

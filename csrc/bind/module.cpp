@@ -1,65 +1,15 @@
-// Raw pointers in, status out. A tensor arrives as (data pointer, dtype, strides of [batch, head, row, column]), or
-// None; nsk.backends.cpu makes them.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-#include <array>
-#include <optional>
+// The native module: the C ABI for Python. What arrives is in arguments.h.
 #include <stdexcept>
 #include <string>
 #include <vector>
 
-#include "nsk.h"
+#include "arguments.h"
+#include "cuda.h"
 
 namespace py = pybind11;
+using namespace nsk::bind;
 
 namespace {
-
-using Tensor = std::optional<std::tuple<uintptr_t, int32_t, std::array<int64_t, 4>>>;
-
-nsk_view view(const Tensor& tensor) {
-  nsk_view v{};
-  if (tensor) {
-    v.data = reinterpret_cast<void*>(std::get<0>(*tensor));
-    v.dtype = std::get<1>(*tensor);
-    const auto& stride = std::get<2>(*tensor);
-    std::copy(stride.begin(), stride.end(), v.stride);
-  }
-  return v;
-}
-
-// What forward and backward take alike.
-struct Problem {
-  std::array<int64_t, 7> sizes;  // batch, heads_q, heads_kv, seqlen_q, seqlen_k, head_dim, head_dim_v
-  std::array<Tensor, 8> tensors; // query, key, value, gate, mask, sink, out, lse
-  std::array<uintptr_t, 2> cu_seqlens;
-  std::array<int64_t, 6> options;  // window_left, window_right, is_causal, bottom_right, gate_kind, threads
-  std::array<double, 2> scale;     // scale, softcap
-
-  nsk_gated_sdpa args() const {
-    nsk_gated_sdpa a{};
-    a.batch = sizes[0];
-    a.heads_q = sizes[1];
-    a.heads_kv = sizes[2];
-    a.seqlen_q = sizes[3];
-    a.seqlen_k = sizes[4];
-    a.head_dim = sizes[5];
-    a.head_dim_v = sizes[6];
-    nsk_view* const views[] = {&a.query, &a.key, &a.value, &a.gate, &a.mask, &a.sink, &a.out, &a.lse};
-    for (size_t i = 0; i < tensors.size(); ++i) *views[i] = view(tensors[i]);
-    a.cu_seqlens_q = reinterpret_cast<const int32_t*>(cu_seqlens[0]);
-    a.cu_seqlens_k = reinterpret_cast<const int32_t*>(cu_seqlens[1]);
-    a.window_left = options[0];
-    a.window_right = options[1];
-    a.is_causal = int32_t(options[2]);
-    a.bottom_right = int32_t(options[3]);
-    a.gate_kind = int32_t(options[4]);
-    a.threads = int32_t(options[5]);
-    a.scale = scale[0];
-    a.softcap = scale[1];
-    return a;
-  }
-};
 
 int forward(std::array<int64_t, 7> sizes, std::array<Tensor, 8> tensors, std::array<uintptr_t, 2> cu_seqlens,
             std::array<int64_t, 6> options, std::array<double, 2> scale) {
@@ -68,38 +18,13 @@ int forward(std::array<int64_t, 7> sizes, std::array<Tensor, 8> tensors, std::ar
   return nsk_cpu_gated_sdpa_forward(&args);
 }
 
-// gradients: grad_out, grad_lse, then those of query, key, value, gate, mask, sink.
 int backward(std::array<int64_t, 7> sizes, std::array<Tensor, 8> tensors, std::array<uintptr_t, 2> cu_seqlens,
-             std::array<int64_t, 6> options, std::array<double, 2> scale, std::array<Tensor, 8> gradients,
+             std::array<int64_t, 6> options, std::array<double, 2> scale, Gradients gradients,
              std::array<int64_t, 4> mask_size) {
-  nsk_gated_sdpa_backward args{};
-  args.forward = Problem{sizes, tensors, cu_seqlens, options, scale}.args();
-  nsk_view* const views[] = {&args.grad_out,   &args.grad_lse,  &args.grad_query, &args.grad_key,
-                             &args.grad_value, &args.grad_gate, &args.grad_mask,  &args.grad_sink};
-  for (size_t i = 0; i < gradients.size(); ++i) *views[i] = view(gradients[i]);
-  std::copy(mask_size.begin(), mask_size.end(), args.mask_size);
+  const nsk_gated_sdpa_backward args =
+      backward_args({sizes, tensors, cu_seqlens, options, scale}, gradients, mask_size);
   py::gil_scoped_release release;
   return nsk_cpu_gated_sdpa_backward(&args);
-}
-
-using MlpSizes = std::array<int64_t, 5>;    // groups, rows, width, depth, layers_per_block
-using MlpTensors = std::array<Tensor, 9>;   // x, weight, bias, ln_weight, ln_bias, y, stream, normalised, rstd
-using MlpOptions = std::array<int32_t, 2>;  // activation, threads
-
-nsk_residual_mlp mlp_args(const MlpSizes& sizes, const MlpTensors& tensors, const MlpOptions& options, double eps) {
-  nsk_residual_mlp a{};
-  a.groups = sizes[0];
-  a.rows = sizes[1];
-  a.width = sizes[2];
-  a.depth = sizes[3];
-  a.layers_per_block = sizes[4];
-  nsk_view* const views[] = {&a.x, &a.weight, &a.bias,       &a.ln_weight, &a.ln_bias,
-                             &a.y, &a.stream, &a.normalised, &a.rstd};
-  for (size_t i = 0; i < tensors.size(); ++i) *views[i] = view(tensors[i]);
-  a.activation = options[0];
-  a.threads = options[1];
-  a.eps = eps;
-  return a;
 }
 
 int mlp_forward(MlpSizes sizes, MlpTensors tensors, MlpOptions options, double eps) {
@@ -108,13 +33,8 @@ int mlp_forward(MlpSizes sizes, MlpTensors tensors, MlpOptions options, double e
   return nsk_cpu_residual_mlp_forward(&args);
 }
 
-// gradients: grad_y, then those of x, weight, bias, ln_weight, ln_bias.
-int mlp_backward(MlpSizes sizes, MlpTensors tensors, MlpOptions options, double eps, std::array<Tensor, 6> gradients) {
-  nsk_residual_mlp_backward args{};
-  args.forward = mlp_args(sizes, tensors, options, eps);
-  nsk_view* const views[] = {&args.grad_y,    &args.grad_x,         &args.grad_weight,
-                             &args.grad_bias, &args.grad_ln_weight, &args.grad_ln_bias};
-  for (size_t i = 0; i < gradients.size(); ++i) *views[i] = view(gradients[i]);
+int mlp_backward(MlpSizes sizes, MlpTensors tensors, MlpOptions options, double eps, MlpGradients gradients) {
+  const nsk_residual_mlp_backward args = mlp_backward_args(mlp_args(sizes, tensors, options, eps), gradients);
   py::gil_scoped_release release;
   return nsk_cpu_residual_mlp_backward(&args);
 }
@@ -137,6 +57,7 @@ PYBIND11_MODULE(_native, m) {
   m.attr("BAD_CU_SEQLENS_K") = int(NSK_BAD_CU_SEQLENS_K);
   m.attr("DTYPES") = std::vector<std::string>{"float32", "float64", "bfloat16", "float16", "bool"};
 
+  m.attr("LAUNCH_FAILED") = int(NSK_LAUNCH_FAILED);
   m.def("gated_sdpa_forward", &forward);
   m.def("gated_sdpa_backward", &backward);
   m.def("residual_mlp_forward", &mlp_forward);
@@ -165,4 +86,6 @@ PYBIND11_MODULE(_native, m) {
     py::gil_scoped_release release;
     return nsk_cpu_measure_read(reinterpret_cast<const char*>(buffer), bytes, threads, seconds);
   }, py::arg("buffer"), py::arg("bytes"), py::arg("threads"), py::arg("seconds"), "Reading this memory, GB/s.");
+
+  define_cuda(m);
 }

@@ -20,7 +20,8 @@ typedef enum {
   NSK_OUT_OF_MEMORY = 1,
   NSK_BAD_ARGUMENT = 2,      /* a type or combination that no kernel takes */
   NSK_BAD_CU_SEQLENS_Q = 3,  /* not 0 = c[0] <= c[1] <= ... <= c[N] = total */
-  NSK_BAD_CU_SEQLENS_K = 4
+  NSK_BAD_CU_SEQLENS_K = 4,
+  NSK_LAUNCH_FAILED = 5      /* nsk_cuda_failure() says what and why */
 } nsk_status;
 
 typedef enum { NSK_F32 = 0, NSK_F64 = 1, NSK_BF16 = 2, NSK_F16 = 3, NSK_BOOL = 4 } nsk_dtype;
@@ -103,6 +104,41 @@ typedef struct {
 
 nsk_status nsk_cpu_residual_mlp_forward(const nsk_residual_mlp* args);
 nsk_status nsk_cpu_residual_mlp_backward(const nsk_residual_mlp_backward* args);
+
+/* CUDA. Present where the library was built with NSK_CUDA. Kernels are queued on the stream and nothing waits for them:
+ * what the host cannot see, the values in cu_seqlens, is clamped to the tensors. Pointers are the device's. Rows of
+ * query, key, value, out, their gradients and an elementwise gate of query's type begin at multiples of 16 bytes; so do
+ * a network's layers. */
+typedef struct {
+  void* stream;            /* a cudaStream_t */
+  int32_t multiprocessors;
+  int32_t shared_bytes;    /* that a block may have */
+} nsk_cuda_device;
+
+/* Tensors of these head dimensions (two numbers a pair: of query and value) and of these widths have kernels, in
+ * NSK_BF16 and NSK_F16; a list ends with 0. */
+const int32_t* nsk_cuda_head_dims(void);
+const int32_t* nsk_cuda_widths(void);
+/* Bytes of shared memory that a block needs at least. */
+int32_t nsk_cuda_residual_mlp_shared(int32_t width);
+/* The architectures that the kernels were compiled for, e.g. "80,90". */
+const char* nsk_cuda_architectures(void);
+const char* nsk_cuda_failure(void);
+
+/* `scratch` is as many bytes as the function before it says, at a multiple of 256. */
+int64_t nsk_cuda_gated_sdpa_forward_scratch(const nsk_gated_sdpa* args, const nsk_cuda_device* device);
+nsk_status nsk_cuda_gated_sdpa_forward(const nsk_gated_sdpa* args, const nsk_cuda_device* device, void* scratch);
+int64_t nsk_cuda_gated_sdpa_backward_scratch(const nsk_gated_sdpa_backward* args, const nsk_cuda_device* device);
+nsk_status nsk_cuda_gated_sdpa_backward(const nsk_gated_sdpa_backward* args, const nsk_cuda_device* device,
+                                        void* scratch);
+
+/* The kept stream is [group, block, row, width], dense but for its groups and blocks, whose strides are stride[0] and
+ * stride[1]; normalised and rstd are not kept: the backward computes them again. Where there is no stream, the backward
+ * runs the forward again. */
+nsk_status nsk_cuda_residual_mlp_forward(const nsk_residual_mlp* args, const nsk_cuda_device* device);
+int64_t nsk_cuda_residual_mlp_backward_scratch(const nsk_residual_mlp_backward* args, const nsk_cuda_device* device);
+nsk_status nsk_cuda_residual_mlp_backward(const nsk_residual_mlp_backward* args, const nsk_cuda_device* device,
+                                          void* scratch);
 
 /* Instruction sets built into this binary and usable on this processor, best first; NULL past the end. */
 const char* nsk_cpu_isa_name(int index);
