@@ -31,12 +31,19 @@
 
 namespace nsk::cuda {
 
+// x, but the compiler does not know. What follows from it in a loop is not computed before and kept in registers.
+__device__ __forceinline__ int afresh(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
+}
+
 template <int kD, int kDv>
 struct GatedSdpaDqTiles {
   static constexpr int kWarps = 4, kThreads = 32 * kWarps, kRows = 16 * kWarps;
   static constexpr int kWidest = kD < kDv ? kDv : kD;
-  static constexpr int kKeys = kWidest <= 96 ? 64 : kWidest <= 192 ? 32 : 16;
+  static constexpr int kKeys = kWidest <= 80 ? 64 : kWidest <= 192 ? 32 : 16;
   static constexpr bool kRowsInRegisters = kWidest <= 128;
+  static constexpr int kBlocksPerUnit = kWidest <= 96 ? 3 : 2;
 
   // Shared memory: for all warps their rows of q, later of dQ, and of dO; then stages of keys and values.
   static constexpr int kQueryBytes = Tile<kD>::bytes(16), kWarpBytes = kQueryBytes + Tile<kDv>::bytes(16);
@@ -246,7 +253,7 @@ struct GatedSdpaDq {
       for (auto& block : s)
 #pragma unroll
         for (float& score : block) score = score == minus_infinity() ? kLowest : score;
-      hide<kMask>(s, f, position, batch, head, row0, queries.count, key0, lane);
+      hide<kMask>(s, f, position, batch, head, row0, queries.count, key0, afresh(lane));
     }
 #pragma unroll
     for (int n = 0; n < kBlocks; ++n)
@@ -295,7 +302,7 @@ struct GatedSdpaDq {
 
 // A grid of gated_sdpa_blocks<Tiles::kRows>(...) blocks, with Tiles::kSharedBytes of dynamic shared memory.
 template <class T, int kD, int kDv, bool kSoftcap, Mask kMask>
-__global__ void __launch_bounds__(GatedSdpaDqTiles<kD, kDv>::kThreads)
+__global__ void __launch_bounds__(GatedSdpaDqTiles<kD, kDv>::kThreads, GatedSdpaDqTiles<kD, kDv>::kBlocksPerUnit)
     gated_sdpa_dq(const __grid_constant__ GatedSdpaBackward<T> p) {
   using Tiles = GatedSdpaDqTiles<kD, kDv>;
   NSK_DYNAMIC_SHARED(shared);
