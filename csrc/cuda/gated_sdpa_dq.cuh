@@ -14,10 +14,10 @@
 //   d = dO v^T       it begins with -change
 //   dQ += (P d) k    the same tile of keys, now transposed
 //
-// Scores and their gradients never leave the registers they are computed in. A tile has 64 keys, 32 where its rows and
-// those of q and dO together would leave no room for a second block or too few registers, and 16 where heads are so wide
-// that no more fits into 99 KB. q and dO are copied once; they stay in registers, or where heads are wide in shared
-// memory. In the end the warp's rows of q receive dQ, so that it leaves in whole pieces of 16 bytes.
+// Scores and their gradients never leave the registers they are computed in, those of 32 keys at a time. A tile has 64
+// keys, or 32, and 16 where heads are so wide that no more fits into 99 KB beside q and dO. These are copied once, and
+// taken into registers where there are enough. In the end the warp's rows of q receive dQ, so that it leaves in whole
+// pieces of 16 bytes.
 //
 // What a row does not see must not reach it even as 0 times infinity. A hidden key's P and dS are selected to be -0, by
 // which they are known, and no other one is -0. Tiles that are not seen whole are looked through for keys that are not
@@ -41,9 +41,10 @@ template <int kD, int kDv>
 struct GatedSdpaDqTiles {
   static constexpr int kWarps = 4, kThreads = 32 * kWarps, kRows = 16 * kWarps;
   static constexpr int kWidest = kD < kDv ? kDv : kD;
-  static constexpr int kKeys = kWidest <= 80 ? 64 : kWidest <= 192 ? 32 : 16;
-  static constexpr bool kRowsInRegisters = kWidest <= 128;
-  static constexpr int kBlocksPerUnit = kWidest <= 96 ? 3 : 2;
+  static constexpr int kKeys = kWidest <= 96 ? 64 : kWidest <= 192 ? 32 : 16, kPart = kKeys < 32 ? kKeys : 32;
+  // At 64 the registers of q and dO are better spent on a third block.
+  static constexpr int kBlocksPerUnit = kWidest <= 64 ? 3 : 2;
+  static constexpr bool kRowsInRegisters = kWidest > 64 && kWidest <= 128;
 
   // Shared memory: for all warps their rows of q, later of dQ, and of dO; then stages of keys and values.
   static constexpr int kQueryBytes = Tile<kD>::bytes(16), kWarpBytes = kQueryBytes + Tile<kDv>::bytes(16);
@@ -56,7 +57,7 @@ struct GatedSdpaDqTiles {
 template <class T, int kD, int kDv, bool kSoftcap, Mask kMask>
 struct GatedSdpaDq {
   using Tiles = GatedSdpaDqTiles<kD, kDv>;
-  static constexpr int kKeys = Tiles::kKeys, kBlocks = kKeys / 8;
+  static constexpr int kKeys = Tiles::kKeys, kPart = Tiles::kPart, kBlocks = kPart / 8;
   static constexpr uint32_t kHidden = 0x80000000u;  // the bits of -0
 
   const GatedSdpaBackward<T>& p;
@@ -172,45 +173,50 @@ struct GatedSdpaDq {
       __syncthreads();
       if (tile + 1 < end) load_keys(tile + 1);
       cp_async_commit();
-      const int key0 = tile * kKeys;
-      if (key0 >= last.end || key0 + kKeys <= first.begin) continue;
+#pragma unroll 1
+      for (int part = 0; part < kKeys; part += kPart) {
+        const int key0 = tile * kKeys + part;
+        if (key0 >= last.end || key0 + kPart <= first.begin) continue;
+        const Shared<unsigned char> k = stage(tile) + Tile<kD>::bytes(part);
+        const Shared<unsigned char> v = stage(tile) + Tiles::kKeyBytes + Tile<kDv>::bytes(part);
 
-      float s[kBlocks][4] = {};
+        float s[kBlocks][4] = {};
 #pragma unroll
-      for (int step = 0; step < kD / 16; ++step) {
-        if constexpr (!Tiles::kRowsInRegisters) read_query(q[0], step);
-        multiply<kD>(s, q[Tiles::kRowsInRegisters ? step : 0], stage(tile), step);
-      }
-      const bool whole = kMask == Mask::none && key0 >= last.begin && key0 + kKeys <= first.end;
-      if (whole)
-        weigh<false>(s, numbers, row0, key0);
-      else
-        weigh<true>(s, numbers, row0, key0);
-
-      float dp[kBlocks][4];
-#pragma unroll
-      for (auto& block : dp)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) block[e] = -numbers.change[e / 2];
-#pragma unroll
-      for (int step = 0; step < kDv / 16; ++step) {
-        if constexpr (!Tiles::kRowsInRegisters) read_dout(d[0], step);
-        multiply<kDv>(dp, d[Tiles::kRowsInRegisters ? step : 0], stage(tile) + Tiles::kKeyBytes, step);
-      }
-#pragma unroll
-      for (int n = 0; n < kBlocks; ++n)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const float x = s[n][e] * dp[n][e];
-          if (whole)
-            s[n][e] = x;
-          else if (__float_as_uint(s[n][e]) != kHidden)
-            s[n][e] = x == 0 ? 0 : x;
+        for (int step = 0; step < kD / 16; ++step) {
+          if constexpr (!Tiles::kRowsInRegisters) read_query(q[0], step);
+          multiply<kD>(s, q[Tiles::kRowsInRegisters ? step : 0], k, step);
         }
-      if (!block_whole && !whole && found_infinities(tile))
-        add_seen_values<T, kD>(grad, s, stage(tile), lane);
-      else
-        add_values<T, false, kD>(grad, s, stage(tile), lane);
+        const bool whole = kMask == Mask::none && key0 >= last.begin && key0 + kPart <= first.end;
+        if (whole)
+          weigh<false>(s, numbers, row0, key0);
+        else
+          weigh<true>(s, numbers, row0, key0);
+
+        float dp[kBlocks][4];
+#pragma unroll
+        for (auto& block : dp)
+#pragma unroll
+          for (int e = 0; e < 4; ++e) block[e] = -numbers.change[e / 2];
+#pragma unroll
+        for (int step = 0; step < kDv / 16; ++step) {
+          if constexpr (!Tiles::kRowsInRegisters) read_dout(d[0], step);
+          multiply<kDv>(dp, d[Tiles::kRowsInRegisters ? step : 0], v, step);
+        }
+#pragma unroll
+        for (int n = 0; n < kBlocks; ++n)
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            const float x = s[n][e] * dp[n][e];
+            if (whole)
+              s[n][e] = x;
+            else if (__float_as_uint(s[n][e]) != kHidden)
+              s[n][e] = x == 0 ? 0 : x;
+          }
+        if (!block_whole && !whole && found_infinities(tile))
+          add_seen_values<T, kD>(grad, s, k, lane);
+        else
+          add_values<T, false, kD>(grad, s, k, lane);
+      }
     }
     if constexpr (!Tiles::kRowsInRegisters) __syncwarp();  // all lanes have read the query for the last time
     store(grad, row0);
@@ -302,8 +308,9 @@ struct GatedSdpaDq {
 
 // A grid of gated_sdpa_blocks<Tiles::kRows>(...) blocks, with Tiles::kSharedBytes of dynamic shared memory.
 template <class T, int kD, int kDv, bool kSoftcap, Mask kMask>
-__global__ void __launch_bounds__(GatedSdpaDqTiles<kD, kDv>::kThreads, GatedSdpaDqTiles<kD, kDv>::kBlocksPerUnit)
-    gated_sdpa_dq(const __grid_constant__ GatedSdpaBackward<T> p) {
+__global__ void
+    __launch_bounds__(GatedSdpaDqTiles<kD, kDv>::kThreads, GatedSdpaDqTiles<kD, kDv>::kBlocksPerUnit)
+        gated_sdpa_dq(const __grid_constant__ GatedSdpaBackward<T> p) {
   using Tiles = GatedSdpaDqTiles<kD, kDv>;
   NSK_DYNAMIC_SHARED(shared);
   const RowTile tile = row_tile<Tiles::kRows>(p.forward);

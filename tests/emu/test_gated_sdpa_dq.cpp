@@ -254,8 +254,9 @@ int main() {
   packed_sequences();
   definition();
   count_bytes();
-  flaws<bf16, 64>("rows in registers");
-  flaws<bf16, 256>("rows in shared memory");
+  flaws<bf16, 64>("rows in shared memory");
+  flaws<f16, 80>("rows in registers");
+  flaws<bf16, 256>("rows in shared memory, 256");
   flaws_of_rows();
   return check::result("emu gated_sdpa_dq");
 }
