@@ -31,12 +31,6 @@
 
 namespace nsk::cuda {
 
-// x, but the compiler does not know. What follows from it in a loop is not computed before and kept in registers.
-__device__ __forceinline__ int afresh(int x) {
-  asm volatile("" : "+r"(x));
-  return x;
-}
-
 template <int kD, int kDv>
 struct GatedSdpaDqTiles {
   static constexpr int kWarps = 4, kThreads = 32 * kWarps, kRows = 16 * kWarps;
@@ -69,7 +63,8 @@ struct GatedSdpaDq {
   const Rows queries, keys;
   const Position position;
 
-  __device__ __forceinline__ GatedSdpaDq(const GatedSdpaBackward<T>& problem, Shared<unsigned char> shared, int b, int h)
+  __device__ __forceinline__ GatedSdpaDq(const GatedSdpaBackward<T>& problem, Shared<unsigned char> shared, int b,
+                                         int h)
       : p(problem),
         f(problem.forward),
         scale(problem.forward),
@@ -270,6 +265,13 @@ struct GatedSdpaDq {
         if constexpr (kSoftcap) weight *= slope[n][e];
         s[n][e] = kSelects && s[n][e] == minus_infinity() ? -0.0f : weight;
       }
+  }
+
+  // x, but the compiler does not know. What follows from it is not computed before the loop and kept in registers: the
+  // places of a row's mask are many.
+  __device__ static __forceinline__ int afresh(int x) {
+    asm volatile("" : "+r"(x));
+    return x;
   }
 
   // Before the barrier each thread looks through the keys that it copied, after it all know what all have found.

@@ -9,7 +9,8 @@
 //   dSink  = - sum ((1 - share) delta)             over the rows: here those of one block
 //
 // The products see `scaled` as it is rounded. Unless delta sees the same rounding, P (scaled v^T - change) does not sum
-// to 0 over the keys any more. A row that sees nothing has lse = -inf and leaves 0 and a norm of +inf, whatever it holds.
+// to 0 over the keys any more. A row that sees nothing has lse = -inf and leaves 0 and a norm of +inf, whatever else it
+// holds.
 //
 // A block of four warps has 32 rows of one head, each warp 8 of them; 8, 16 or 32 lanes, as many as a row needs, take
 // the row's pieces of eight columns, one each, and so 4, 2 or 1 rows are done side by side. Everything is read once.
@@ -144,8 +145,8 @@ struct GatedSdpaRows {
       const float2 rounded = unpack<T>(pack<T>(dout[i] * factor[0], dout[i + 1] * factor[1]));
       scaled[i] = rounded.x, scaled[i + 1] = rounded.y;
       // Where next to nothing passes, there is nothing to divide by, and out is next to nothing too.
-      total += out[i] * (factor[0] > 1e-30f ? rounded.x / factor[0] : dout[i]);
-      total += out[i + 1] * (factor[1] > 1e-30f ? rounded.y / factor[1] : dout[i + 1]);
+      total += out[i] * (factor[0] > 1e-30f ? rounded.x * rcp_approx(factor[0]) : dout[i]);
+      total += out[i + 1] * (factor[1] > 1e-30f ? rounded.y * rcp_approx(factor[1]) : dout[i + 1]);
     }
     return total;
   }

@@ -16,10 +16,10 @@ enum class GradOut { dense, broadcast, columns_apart, misaligned };
 struct BackwardCase {
   GradOut grad_out = GradOut::dense;
   bool grad_lse = false, grad_gate = true, grad_sink = true;
-  bool misaligned_gate = false;          // and its gradient; its gate is of float
-  float far_key = 0;                     // what stands in one column of the key `far`
+  bool misaligned_gate = false;  // and its gradient; the gate is of float
+  float far_key = 0;             // what stands in one column of the key `far`
   int far = -1;
-  float lift = 0;                        // every seventh row's floating mask is this
+  float lift = 0;  // every seventh row's floating mask is this
 };
 
 template <class T, int kD, int kDv, bool kSoftcap, Mask kMask>
@@ -36,7 +36,8 @@ class BackwardProblem {
     if (c.hidden_nan >= 0) {
       const float bad[] = {NAN, INFINITY, -INFINITY, 1.0f};
       for (int i = 0; i < c.heads_kv * kDv; ++i) v_[c.hidden_nan * row_v_ + i] = from_float<T>(bad[i % 4]);
-      for (int i = 0; i < c.heads_kv * kD && c.nan_in_key; ++i) k_[c.hidden_nan * row_k_ + i] = from_float<T>(bad[i % 4]);
+      for (int i = 0; i < c.heads_kv * kD && c.nan_in_key; ++i)
+        k_[c.hidden_nan * row_k_ + i] = from_float<T>(bad[i % 4]);
     }
     if (more.far >= 0)
       for (int h = 0; h < c.heads_kv; ++h) k_[more.far * row_k_ + h * kD + 3] = from_float<T>(more.far_key);
@@ -50,7 +51,7 @@ class BackwardProblem {
     norm_.assign(numbers, NAN), low_.assign(numbers, NAN), change_.assign(numbers, NAN), scaled_.resize(numbers * kDv);
     each_row([&](const Place& at) {
       const Solved row = solve(at);
-      lse_[lse_at(at)] = float(row.lse);
+      lse_[dense(at)] = float(row.lse);
       norm_[dense(at)] = row.alive ? float(row.top * kLog2) : INFINITY;
       low_[dense(at)] = row.alive ? float(row.lse * kLog2 - norm_[dense(at)]) : 0.0f;
       for (int d = 0; d < kDv; ++d) out_[at.row * row_o_ + at.head * kDv + d] = from_float<T>(row.out[d]);
@@ -187,7 +188,6 @@ class BackwardProblem {
     if (packed()) return at.head * c_.seqlen_q + at.row;
     return (int64_t(at.batch) * c_.heads_q + at.head) * c_.seqlen_q + at.i;
   }
-  int64_t lse_at(const Place& at) const { return dense(at); }
   int64_t gate_at(const Place& at, int d) const {
     return at.row * row_o_ + (c_.gate == Gate::headwise ? at.head : at.head * kDv + d) + gate_shift();
   }
@@ -243,7 +243,7 @@ class BackwardProblem {
   }
   double loss(const Place& at, int moved, double by) const {
     const Solved row = solve(at, moved, by);
-    double sum = more_.grad_lse && row.alive ? grad_lse_[lse_at(at)] * row.lse : 0;
+    double sum = more_.grad_lse && row.alive ? grad_lse_[dense(at)] * row.lse : 0;
     for (int d = 0; d < kDv; ++d) sum += grad_out(at, d) * row.out[d];
     return sum;
   }
@@ -302,9 +302,9 @@ class BackwardProblem {
     std::vector<double> sinks(c_.heads_q), sink_sizes(c_.heads_q);
     each_row([&](const Place& at) {
       covered[at.row] = true;
-      const bool alive = lse_[lse_at(at)] != -INFINITY;
+      const bool alive = lse_[dense(at)] != -INFINITY;
       const double lse = kMask == Mask::floating ? (double(norm_[dense(at)]) + low_[dense(at)]) / kLog2
-                                                 : lse_[lse_at(at)];
+                                                 : lse_[dense(at)];
       const double gap = c_.sink ? lse - sink_[at.head] : INFINITY;
       const double share = 1 / (1 + std::exp(-gap)), closed = 1 / (1 + std::exp(gap));
       double delta = 0, size = 0;
@@ -324,7 +324,7 @@ class BackwardProblem {
         const double grad = alive ? delta * (1 - open(at, 0)) : 0;
         right &= near(worst_rows, grad_gate_[gate_at(at, 0)], grad, gate_error(grad) + 0x1p-20 * size);
       }
-      const double change = alive ? share * delta - (more_.grad_lse ? grad_lse_[lse_at(at)] : 0) : 0;
+      const double change = alive ? share * delta - (more_.grad_lse ? grad_lse_[dense(at)] : 0) : 0;
       right &= near(worst_rows, change_[dense(at)], change, 0x1p-20 * (size + std::fabs(change)) + 1e-30);
       const double norm = alive ? lse * kLog2 : INFINITY;
       if (kMask != Mask::floating)

@@ -139,7 +139,8 @@ void hidden() {
     prove<bf16, 64>(name, {.seqlen_q = 70, .seqlen_k = 100}, more);
     prove<bf16, 64>(name + ", causal", {.seqlen_q = 70, .seqlen_k = 100, .causal = true}, more);
     prove<f16, 256>(name + ", causal, 256", {.seqlen_q = 70, .seqlen_k = 100, .causal = true}, more);
-    prove<bf16, 64, 64, true>(name + ", softcap", {.seqlen_q = 70, .seqlen_k = 100, .causal = true, .softcap = 5}, more);
+    prove<bf16, 64, 64, true>(name + ", softcap", {.seqlen_q = 70, .seqlen_k = 100, .causal = true, .softcap = 5},
+                              more);
   }
 }
 
