@@ -1,7 +1,7 @@
 // The query's gradient of gated attention on tensor cores, from what the row-wise launch left (gated_sdpa_rows.cuh):
 //
 //   s_ij  = scale q_i.k_j;  softcap * tanh(s_ij / softcap);  + mask_ij          over the keys j that row i sees
-//   P_ij  = exp2(s_ij - norm_i)                                                 in units of log2
+//   P_ij  = exp2(s_ij - norm_i)                         in units of log2; under a floating mask s - norm - norm_low
 //   dS_ij = P_ij (scaled_i.v_j - change_i),  with a softcap times 1 - tanh^2
 //   dQ_i  = scale sum_j dS_ij k_j
 //

@@ -195,7 +195,8 @@ void packed_sequences() {
 template <class T, bool kSoftcap, Mask kMask>
 void against_definition(const char* name, const SdpaCase& c, const BackwardCase& more) {
   BackwardProblem<T, 64, 64, kSoftcap, kMask> problem(c, more);
-  CHECK(problem.run_rows({}).right && problem.run_dq({}).right, "%s", name);
+  const bool rows = problem.run_rows({}).right, dq = problem.run_dq({}).right;
+  CHECK(rows && dq, "%s", name);
   const double error = problem.difference_from_definition();
   CHECK(error < (std::is_same_v<T, bf16> ? 1e-2 : 1.5e-3), "%s: %g", name, error);
   std::printf("%s: %.2g of the gradient from the definition\n", name, error);
@@ -225,6 +226,8 @@ void count_bytes() {
   // Under a causal mask the first tile of rows sees one tile of keys, the second two; a window of 16 is in two of each.
   const emu::Counts causal = prove<bf16, 64>("counted, causal", {.seqlen_q = 128, .seqlen_k = 128, .causal = true}).dq;
   CHECK(causal.global_read == 128 * (2 * row + numbers) + 3 * 2 * 64 * row);
+  // The eight warps see one or more parts of 32 keys: 1, 1, 2, 2, 3, 3, 4, 4.
+  CHECK(causal.flops == 20ull * 6 * 16 * 32 * 64);
   const emu::Counts window =
       prove<bf16, 64>("counted, window", {.seqlen_q = 256, .seqlen_k = 256, .causal = true, .left = 16}).dq;
   CHECK(window.global_read == 256 * (2 * row + numbers) + (1 + 3 * 2) * 2 * 64 * row);
