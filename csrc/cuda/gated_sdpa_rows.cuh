@@ -65,7 +65,7 @@ struct GatedSdpaRows {
       float low = 0;
       if (p.norm_low) {
         norm = p.norm[dense + row], low = p.norm_low[dense + row];
-        alive = norm != -minus_infinity();
+        alive = norm != -minus_infinity() || low != low;  // NaN: it sees a score of infinity
       } else {
         const float lse = f.lse[f.lse_stride.at(batch, head, at)];
         alive = lse != minus_infinity();

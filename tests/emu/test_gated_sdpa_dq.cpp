@@ -139,6 +139,9 @@ void hidden() {
     prove<bf16, 64>(name, {.seqlen_q = 70, .seqlen_k = 100}, more);
     prove<bf16, 64>(name + ", causal", {.seqlen_q = 70, .seqlen_k = 100, .causal = true}, more);
     prove<f16, 256>(name + ", causal, 256", {.seqlen_q = 70, .seqlen_k = 100, .causal = true}, more);
+    prove<bf16, 64, 64, false, Mask::floating>(name + ", floating mask, sink",
+                                               {.seqlen_q = 70, .seqlen_k = 100, .sink = true, .mask = Mask::floating},
+                                               more);
     prove<bf16, 64, 64, true>(name + ", softcap", {.seqlen_q = 70, .seqlen_k = 100, .causal = true, .softcap = 5},
                               more);
   }
