@@ -56,7 +56,7 @@ __device__ __forceinline__ void add_seen_values(float (&out)[kDv / 8][4], const 
 #pragma unroll
   for (int n = 0; n < kBlocks; ++n)
 #pragma unroll
-    for (int e = 0; e < 4; ++e) hidden |= __float_as_uint(weights[n][e]) >> 31 << (4 * n + e);
+    for (int e = 0; e < 4; ++e) hidden |= uint32_t(__float_as_uint(weights[n][e]) == 0x80000000u) << (4 * n + e);
 #pragma unroll 1
   for (int key = 0; key < 8 * kBlocks; ++key) {
     const uint32_t bits = __shfl_sync(0xffffffffu, hidden, lane / 4 * 4 + key % 8 / 2) >> (key / 8 * 4 + key % 2);

@@ -1,0 +1,323 @@
+// The query's gradient of gated attention on tensor cores, from what the row-wise launch left (gated_sdpa_rows.cuh):
+//
+//   s_ij  = scale q_i.k_j;  softcap * tanh(s_ij / softcap);  + mask_ij          over the keys j that row i sees
+//   P_ij  = exp2(s_ij - norm_i)                         in units of log2; under a floating mask s - norm - norm_low
+//   dS_ij = P_ij (scaled_i.v_j - change_i),  with a softcap times 1 - tanh^2
+//   dQ_i  = scale sum_j dS_ij k_j
+//
+// It goes as the forward does: a block of four warps computes 64 rows of one head, each warp 16 of them and all columns
+// of dQ, and keys and values come through cp.async in tiles, two stages of each, with one barrier a turn:
+//
+//   wait, barrier    tile t has arrived, as far as each thread copied it, and all have left tile t - 1
+//   issue t + 1      over tile t - 1
+//   s = q k^T        and from it P (1 - tanh^2), in place
+//   d = dO v^T       it begins with -change
+//   dQ += (P d) k    the same tile of keys, now transposed
+//
+// Scores and their gradients never leave the registers they are computed in, those of 32 keys at a time. A tile has 64
+// keys, or 32, and 16 where heads are so wide that no more fits into 99 KB beside q and dO. These are copied once, and
+// taken into registers where there are enough. In the end the warp's rows of q receive dQ, so that it leaves in whole
+// pieces of 16 bytes.
+//
+// What a row does not see must not reach it even as 0 times infinity. A hidden key's P and dS are selected to be -0, by
+// which they are known, and no other one is -0. Tiles that are not seen whole are looked through for keys that are not
+// finite; only where there are some does the last product take a longer way. Values need none of that: a product of
+// theirs has one key and one row, and is selected away with it.
+#pragma once
+
+#include "gated_sdpa_backward_problem.cuh"
+#include "gated_sdpa_scores.cuh"
+#include "gated_sdpa_values.cuh"
+
+namespace nsk::cuda {
+
+template <int kD, int kDv>
+struct GatedSdpaDqTiles {
+  static constexpr int kWarps = 4, kThreads = 32 * kWarps, kRows = 16 * kWarps;
+  static constexpr int kWidest = kD < kDv ? kDv : kD;
+  static constexpr int kKeys = kWidest <= 96 ? 64 : kWidest <= 192 ? 32 : 16, kPart = kKeys < 32 ? kKeys : 32;
+  // At 64 the registers of q and dO are better spent on a third block.
+  static constexpr int kBlocksPerUnit = kWidest <= 64 ? 3 : 2;
+  static constexpr bool kRowsInRegisters = kWidest > 64 && kWidest <= 128;
+
+  // Shared memory: for all warps their rows of q, later of dQ, and of dO; then stages of keys and values.
+  static constexpr int kQueryBytes = Tile<kD>::bytes(16), kWarpBytes = kQueryBytes + Tile<kDv>::bytes(16);
+  static constexpr int kKeyBytes = Tile<kD>::bytes(kKeys), kStageBytes = kKeyBytes + Tile<kDv>::bytes(kKeys);
+  // Last, for each stage, whether a warp has found keys that are not finite: a word a warp.
+  static constexpr int kFoundAt = kWarps * kWarpBytes + 2 * kStageBytes, kSharedBytes = kFoundAt + 2 * 4 * kWarps;
+  static_assert(kSharedBytes <= 99 * 1024);
+};
+
+template <class T, int kD, int kDv, bool kSoftcap, Mask kMask>
+struct GatedSdpaDq {
+  using Tiles = GatedSdpaDqTiles<kD, kDv>;
+  static constexpr int kKeys = Tiles::kKeys, kPart = Tiles::kPart, kBlocks = kPart / 8;
+  static constexpr uint32_t kHidden = 0x80000000u;  // the bits of -0
+
+  const GatedSdpaBackward<T>& p;
+  const GatedSdpa<T>& f;
+  const ScoreScale<kSoftcap, kMask> scale;
+  const Shared<unsigned char> mine, stages;  // this warp's rows, and the block's keys and values
+  const Shared<uint32_t> found;
+  const int lane, batch, head;
+  const Rows queries, keys;
+  const Position position;
+
+  __device__ __forceinline__ GatedSdpaDq(const GatedSdpaBackward<T>& problem, Shared<unsigned char> shared, int b,
+                                         int h)
+      : p(problem),
+        f(problem.forward),
+        scale(problem.forward),
+        mine(shared + int(threadIdx.x) / 32 * Tiles::kWarpBytes),
+        stages(shared + Tiles::kWarps * Tiles::kWarpBytes),
+        found(as<uint32_t>(shared + Tiles::kFoundAt)),
+        lane(int(threadIdx.x) % 32),
+        batch(b),
+        head(h),
+        queries(rows_of(f.cu_seqlens_q, b, f.seqlen_q)),
+        keys(rows_of(f.cu_seqlens_k, b, f.seqlen_k)),
+        position(PositionMask::make(queries.count, keys.count, f.is_causal, f.bottom_right, f.window_left,
+                                    f.window_right)) {}
+
+  __device__ __forceinline__ Shared<unsigned char> stage(int tile) const {
+    return stages + tile % 2 * Tiles::kStageBytes;
+  }
+  __device__ __forceinline__ int kv_head() const { return head / (f.heads_q / f.heads_kv); }
+
+  using KeyLoader = TileLoader<kKeys, kD, Tiles::kThreads, T>;
+  using ValueLoader = TileLoader<kKeys, kDv, Tiles::kThreads, T>;
+  __device__ __forceinline__ KeyLoader key_loader() const {
+    return {f.key + f.key_stride.at(batch, kv_head(), keys.first), f.key_stride.row, keys.count, int(threadIdx.x)};
+  }
+  __device__ __forceinline__ ValueLoader value_loader() const {
+    return {f.value + f.value_stride.at(batch, kv_head(), keys.first), f.value_stride.row, keys.count,
+            int(threadIdx.x)};
+  }
+
+  // A negative scale is the query's sign, as in the forward.
+  __device__ __forceinline__ void read_query(uint32_t (&a)[4], int step) const {
+    const uint32_t sign = f.scale < 0 ? 0x80008000u : 0;
+    TileReader<kD>::rows(lane).load(a, mine, 0, 16 * step);
+#pragma unroll
+    for (uint32_t& x : a) x ^= sign;
+  }
+  __device__ __forceinline__ void read_dout(uint32_t (&a)[4], int step) const {
+    TileReader<kDv>::rows(lane).load(a, mine + Tiles::kQueryBytes, 0, 16 * step);
+  }
+
+  // The numbers of the lane's two rows. Rows beyond the last have no weights.
+  struct RowNumbers {
+    float norm[2], low[2], change[2];
+  };
+  __device__ __forceinline__ RowNumbers row_numbers(int row0) const {
+    RowNumbers numbers;
+    const int64_t at = p.row_at(batch, head, queries);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = row0 + lane / 4 + 8 * half;
+      numbers.norm[half] = -minus_infinity(), numbers.low[half] = numbers.change[half] = 0;
+      if (row >= queries.count) continue;
+      numbers.norm[half] = p.norm[at + row];
+      numbers.change[half] = p.change[at + row];
+      if constexpr (kMask == Mask::floating) numbers.low[half] = p.norm_low[at + row];
+    }
+    return numbers;
+  }
+
+  // Rows `block_row` .. of the sequence.
+  __device__ __forceinline__ void run(int block_row) const {
+    const int row0 = block_row + int(threadIdx.x) / 32 * 16;
+    const Position::Keys block_first = position.keys(block_row);
+    const Position::Keys block_last = position.keys(min(block_row + Tiles::kRows, queries.count) - 1);
+    const Position::Keys first = position.keys(row0), last = position.keys(row0 + 15);
+    const int begin = block_first.begin / kKeys, end = (block_last.end + kKeys - 1) / kKeys;
+    float grad[kD / 8][4] = {};
+    if (block_first.begin >= block_last.end) return store(grad, row0);
+
+    const Global<const T> query = f.query + f.query_stride.at(batch, head, queries.first);
+    TileLoader<16, kD, 32, T>(query, f.query_stride.row, queries.count, lane).load(mine, row0);
+    const Global<const T> dout = p.scaled + p.row_at(batch, head, queries) * kDv;
+    TileLoader<16, kDv, 32, T>(dout, kDv, queries.count, lane).load(mine + Tiles::kQueryBytes, row0);
+    const KeyLoader key = key_loader();
+    const ValueLoader value = value_loader();
+    const auto load_keys = [&](int tile) {
+      key.load(stage(tile), tile * kKeys);
+      value.load(stage(tile) + Tiles::kKeyBytes, tile * kKeys);
+    };
+    uint32_t q[Tiles::kRowsInRegisters ? kD / 16 : 1][4], d[Tiles::kRowsInRegisters ? kDv / 16 : 1][4];
+    if constexpr (Tiles::kRowsInRegisters) {
+      cp_async_commit();
+      load_keys(begin);
+      cp_async_wait<0>();  // the keys' group is not committed yet: it goes on
+      __syncwarp();
+#pragma unroll
+      for (int step = 0; step < kD / 16; ++step) read_query(q[step], step);
+#pragma unroll
+      for (int step = 0; step < kDv / 16; ++step) read_dout(d[step], step);
+    } else {
+      load_keys(begin);
+    }
+    cp_async_commit();
+    const RowNumbers numbers = row_numbers(row0);
+
+    for (int tile = begin; tile < end; ++tile) {
+      const bool block_whole = kMask == Mask::none && tile * kKeys >= block_last.begin &&
+                               (tile + 1) * kKeys <= block_first.end;
+      cp_async_wait<0>();
+      if (!block_whole) look_for_infinities(key, tile);
+      __syncthreads();
+      if (tile + 1 < end) load_keys(tile + 1);
+      cp_async_commit();
+#pragma unroll 1
+      for (int part = 0; part < kKeys; part += kPart) {
+        const int key0 = tile * kKeys + part;
+        if (key0 >= last.end || key0 + kPart <= first.begin) continue;
+        const Shared<unsigned char> k = stage(tile) + Tile<kD>::bytes(part);
+        const Shared<unsigned char> v = stage(tile) + Tiles::kKeyBytes + Tile<kDv>::bytes(part);
+
+        float s[kBlocks][4] = {};
+#pragma unroll
+        for (int step = 0; step < kD / 16; ++step) {
+          if constexpr (!Tiles::kRowsInRegisters) read_query(q[0], step);
+          multiply<kD>(s, q[Tiles::kRowsInRegisters ? step : 0], k, step);
+        }
+        const bool whole = kMask == Mask::none && key0 >= last.begin && key0 + kPart <= first.end;
+        if (whole)
+          weigh<false>(s, numbers, row0, key0);
+        else
+          weigh<true>(s, numbers, row0, key0);
+
+        float dp[kBlocks][4];
+#pragma unroll
+        for (auto& block : dp)
+#pragma unroll
+          for (int e = 0; e < 4; ++e) block[e] = -numbers.change[e / 2];
+#pragma unroll
+        for (int step = 0; step < kDv / 16; ++step) {
+          if constexpr (!Tiles::kRowsInRegisters) read_dout(d[0], step);
+          multiply<kDv>(dp, d[Tiles::kRowsInRegisters ? step : 0], v, step);
+        }
+#pragma unroll
+        for (int n = 0; n < kBlocks; ++n)
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            const float x = s[n][e] * dp[n][e];
+            if (whole)
+              s[n][e] = x;
+            else if (__float_as_uint(s[n][e]) != kHidden)
+              s[n][e] = x == 0 ? 0 : x;
+          }
+        if (!block_whole && !whole && found_infinities(tile))
+          add_seen_values<T, kD>(grad, s, k, lane);
+        else
+          add_values<T, false, kD>(grad, s, k, lane);
+      }
+    }
+    if constexpr (!Tiles::kRowsInRegisters) __syncwarp();  // all lanes have read the query for the last time
+    store(grad, row0);
+  }
+
+  // Products += a * rows^T, for 16 of their columns.
+  template <int kColumns>
+  __device__ __forceinline__ void multiply(float (&products)[kBlocks][4], const uint32_t (&a)[4],
+                                           Shared<unsigned char> rows, int step) const {
+#pragma unroll
+    for (int n = 0; n < kBlocks; n += 2) {
+      uint32_t b[4];
+      TileReader<kColumns>::columns(lane).load(b, rows, 8 * n, 16 * step);
+      mma_pair<T>(products[n], products[n + 1], a, b);
+    }
+  }
+
+  // From products q.k to P, with a softcap P (1 - tanh^2); of keys that a row does not see to -0.
+  template <bool kSelects>
+  __device__ __forceinline__ void weigh(float (&s)[kBlocks][4], const RowNumbers& numbers, int row0, int key0) const {
+    float slope[kSoftcap ? kBlocks : 1][4];
+    if constexpr (kSoftcap) {
+#pragma unroll
+      for (int n = 0; n < kBlocks; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const float t = tanh_by_exp2(s[n][e] * scale.products);
+          s[n][e] = scale.cap * t, slope[n][e] = max(1.0f - t * t, 0.0f);
+        }
+    } else if constexpr (kMask == Mask::floating) {
+#pragma unroll
+      for (auto& block : s)
+#pragma unroll
+        for (float& score : block) score = scale.apply(score);
+    }
+    if constexpr (kSelects) {
+      // A key that is seen but infinitely far away is not a hidden one: what it holds is felt.
+      constexpr float kLowest = -3.4028234e38f;
+#pragma unroll
+      for (auto& block : s)
+#pragma unroll
+        for (float& score : block) score = score == minus_infinity() ? kLowest : score;
+      hide<kMask>(s, f, position, batch, head, row0, queries.count, key0, afresh(lane));
+    }
+#pragma unroll
+    for (int n = 0; n < kBlocks; ++n)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        float weight = exp2_approx(kMask == Mask::floating ? s[n][e] - numbers.norm[e / 2] - numbers.low[e / 2]
+                                                           : s[n][e] * scale.softmax - numbers.norm[e / 2]);
+        if constexpr (kSoftcap) weight *= slope[n][e];
+        s[n][e] = kSelects && s[n][e] == minus_infinity() ? -0.0f : weight;
+      }
+  }
+
+  // x, but the compiler does not know. What follows from it is not computed before the loop and kept in registers: the
+  // places of a row's mask are many.
+  __device__ static __forceinline__ int afresh(int x) {
+    asm volatile("" : "+r"(x));
+    return x;
+  }
+
+  // Before the barrier each thread looks through the keys that it copied, after it all know what all have found.
+  __device__ __forceinline__ void look_for_infinities(const KeyLoader& key, int tile) const {
+    const bool mine = key.any(stage(tile), [](uint4 piece) { return not_finite<T>(piece); });
+    const bool any = __any_sync(0xffffffffu, mine);
+    if (lane == 0) found[tile % 2 * Tiles::kWarps + int(threadIdx.x) / 32] = any;
+  }
+  __device__ __forceinline__ bool found_infinities(int tile) const {
+    static_assert(Tiles::kWarps == 4);
+    const uint4 of_warps = as<const uint4>(found)[tile % 2];
+    return (of_warps.x | of_warps.y | of_warps.z | of_warps.w) != 0;
+  }
+
+  // Over the warp's rows of q, which nobody reads any more.
+  __device__ __forceinline__ void store(const float (&grad)[kD / 8][4], int row0) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+      for (int n = 0; n < kD / 8; ++n) {
+        const Shared<uint32_t> word = as<uint32_t>(mine + Tile<kD>::at(lane / 4 + 8 * half, n)) + lane % 4;
+        word[0] = pack<T>(grad[n][2 * half] * f.scale, grad[n][2 * half + 1] * f.scale);
+      }
+    __syncwarp();
+    const Global<T> to = p.grad_query + p.grad_query_stride.at(batch, head, queries.first);
+    constexpr int kPieces = Tile<kD>::kPieces;
+#pragma unroll
+    for (int i = 0; i < 16 * kPieces / 32; ++i) {
+      const int index = i * 32 + lane, row = index / kPieces, piece = index % kPieces;
+      if (row0 + row >= queries.count) continue;
+      const uint4 value = as<const uint4>(mine + Tile<kD>::at(row, piece))[0];
+      as<uint4>(to + (row0 + row) * p.grad_query_stride.row)[piece] = value;
+    }
+  }
+};
+
+// A grid of gated_sdpa_blocks<Tiles::kRows>(...) blocks, with Tiles::kSharedBytes of dynamic shared memory.
+template <class T, int kD, int kDv, bool kSoftcap, Mask kMask>
+__global__ void
+    __launch_bounds__(GatedSdpaDqTiles<kD, kDv>::kThreads, GatedSdpaDqTiles<kD, kDv>::kBlocksPerUnit)
+        gated_sdpa_dq(const __grid_constant__ GatedSdpaBackward<T> p) {
+  using Tiles = GatedSdpaDqTiles<kD, kDv>;
+  NSK_DYNAMIC_SHARED(shared);
+  const RowTile tile = row_tile<Tiles::kRows>(p.forward);
+  const GatedSdpaDq<T, kD, kDv, kSoftcap, kMask> block(p, shared, tile.batch, tile.head);
+  if (tile.row < block.queries.count) block.run(tile.row);
+}
+
+}  // namespace nsk::cuda
