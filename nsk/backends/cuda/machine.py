@@ -1,0 +1,74 @@
+"""Where the kernels run. The launches above it know a machine by this: the functions of the kernels, how many
+multiprocessors and how much shared memory there is, and what a call is told of the place it runs in. The tests have
+another one, which runs the same kernels in an emulator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ALIGNMENT = 16  # bytes, of rows that are copied in pieces
+
+Tensors = Sequence[Tensor | None]
+
+
+class Gpu:
+    """One NVIDIA GPU."""
+
+    def __init__(self, kernels: ModuleType, device: torch.device) -> None:
+        self.kernels = kernels
+        self.device = device
+        found = torch.cuda.get_device_properties(device)
+        self.architecture = found.major * 10 + found.minor
+        self.name = found.name
+        self.multiprocessors = found.multi_processor_count
+        self.shared_bytes = found.shared_memory_per_block_optin
+
+    def reasons(self) -> list[str]:
+        """Why none of the kernels runs on it: they were compiled for others. Machine code runs on its own generation,
+        from its own number on; what was compiled last is there as intermediate code too, for all that come after."""
+        built = [int(arch) for arch in self.kernels.architectures().split(",")]
+        own = any(arch // 10 == self.architecture // 10 and arch <= self.architecture for arch in built)
+        if own or built[-1] <= self.architecture:
+            return []
+        names = ", ".join(f"sm_{arch}" for arch in built)
+        return [f"was compiled for {names}, and {self.device} is an sm_{self.architecture} ({self.name})"]
+
+    def run(self, function: Callable[..., int], inputs: Tensors, outputs: Tensors, *args: Any) -> None:
+        """Queues the launches of a call. ``inputs`` and ``outputs`` are all tensors that it may touch.
+
+        Raises:
+            RuntimeError: a launch failed: which, and CUDA's word for it.
+        """
+        with torch.cuda.device(self.device):
+            status = function(self._place(), *args)
+        if status == 0:
+            return
+        if status == 5:  # NSK_LAUNCH_FAILED
+            raise RuntimeError(f"nsk: a CUDA launch failed: {self.kernels.failure()}")
+        raise RuntimeError(f"nsk: the CUDA kernels refused the call (status {status})")
+
+    def count(self, function: Callable[..., int], *args: Any) -> int:
+        """What a call of this needs of scratch, in bytes."""
+        return function(self._place(), *args)
+
+    def _place(self):
+        stream = torch.cuda.current_stream(self.device).cuda_stream
+        return self.kernels.Device(stream, self.multiprocessors, self.shared_bytes)
+
+
+def aligned(t: Tensor | None, bytes_of_rows: int = ALIGNMENT) -> Tensor | None:
+    """``t``, or a dense copy of it if its last stride is not 1 or a row does not begin at such a multiple."""
+    if t is None or t.numel() == 0:
+        return t
+    size = t.element_size()
+    strides = [stride * size for stride, length in zip(t.stride()[:-1], t.shape[:-1], strict=True) if length > 1]
+    if (t.stride(-1) != 1 and t.shape[-1] > 1) or any(n % bytes_of_rows for n in (t.data_ptr(), *strides)):
+        # A dense tensor too may begin anywhere.
+        return torch.empty(t.shape, dtype=t.dtype, device=t.device).copy_(t)
+    return t

@@ -1,0 +1,70 @@
+"""Deep residual MLPs in CUDA C++, whole networks in one launch: what it refuses, its forward, its backward."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from nsk import abi
+from nsk.backends.cuda.machine import Gpu, aligned
+from nsk.spec.residual_mlp import ResidualMlpCall, ResidualMlpGrads, ResidualMlpKept
+
+DTYPES = (torch.bfloat16, torch.float16)
+MOST = 65535  # groups, and layers: of a grid's second and third axis
+
+
+def unsupported(gpu: Gpu, call: ResidualMlpCall) -> list[str]:
+    """Reasons against this call on a GPU that the kernels were compiled for."""
+    reasons, kernels = [], gpu.kernels
+    if call.weight.dtype not in DTYPES:
+        name = str(call.weight.dtype).removeprefix("torch.")
+        reasons.append(f"has no {name} kernels for residual_mlp, only bfloat16 and float16")
+    if call.width not in kernels.widths():
+        names = ", ".join(map(str, kernels.widths()))
+        reasons.append(f"keeps rows of width {names} on the chip, and this call has {call.width}")
+    elif (needed := kernels.residual_mlp_shared(call.width)) > gpu.shared_bytes:
+        reasons.append(f"needs {needed} bytes of shared memory at this width, and {call.device} has {gpu.shared_bytes}")
+    for name, count in (("groups", call.groups), ("layers", call.depth)):
+        if count > MOST:
+            reasons.append(f"serves up to {MOST} {name}, and this call has {count}")
+    return reasons
+
+
+def _normalised(call: ResidualMlpCall) -> ResidualMlpCall:
+    """What lies otherwise in memory than the kernels read it is copied."""
+    parameters = {name: aligned(getattr(call, name)) for name in ("weight", "bias", "ln_weight", "ln_bias")}
+    return dataclasses.replace(call, x=aligned(call.x, 2 * call.x.element_size()), **parameters)
+
+
+def _tensors(call: ResidualMlpCall) -> list[Tensor]:
+    return [call.x, call.weight, call.bias, call.ln_weight, call.ln_bias]
+
+
+def _problem(call: ResidualMlpCall, y: Tensor | None, kept: ResidualMlpKept) -> abi.Mlp:
+    stream = kept.stream
+    view = None if stream.ndim == 1 else abi.view(stream, (*stream.stride()[:2], call.width, 1))
+    return abi.mlp(call, y, (view, None, None), 0)
+
+
+def forward(gpu: Gpu, call: ResidualMlpCall, y: Tensor, kept: ResidualMlpKept) -> None:
+    """Writes ``y`` and the stream, if it is to be kept. The rest is computed again."""
+    if y.numel():
+        call = _normalised(call)
+        problem = _problem(call, y, kept)
+        gpu.run(gpu.kernels.residual_mlp_forward, _tensors(call), [y, kept.stream], *problem)
+
+
+def backward(gpu: Gpu, call: ResidualMlpCall, kept: ResidualMlpKept, grad_y: Tensor, grads: ResidualMlpGrads) -> None:
+    """Fills every gradient of ``grads`` that is not ``None``."""
+    if not grad_y.numel():
+        for grad in grads.wanted():
+            grad.zero_()
+        return
+    call, grad_y = _normalised(call), aligned(grad_y, 2 * grad_y.element_size())
+    problem, gradients, kernels = _problem(call, None, kept), abi.mlp_gradients(grad_y, grads), gpu.kernels
+    size = gpu.count(kernels.residual_mlp_backward_scratch, *problem, gradients)
+    scratch = torch.empty(size, dtype=torch.uint8, device=call.device)
+    inputs, outputs = [*_tensors(call), kept.stream, grad_y], [*grads.wanted(), scratch]
+    gpu.run(kernels.residual_mlp_backward, inputs, outputs, *problem, gradients, scratch.data_ptr())
