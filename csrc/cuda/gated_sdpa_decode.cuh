@@ -264,9 +264,10 @@ struct GatedSdpaDecodeBlock {
   }
 };
 
-// A grid of GatedSdpaDecode::blocks() blocks, with Tiles::kSharedBytes of dynamic shared memory.
+// A grid of GatedSdpaDecode::blocks() blocks, with Tiles::kSharedBytes of dynamic shared memory. Where nobody asks for
+// two blocks in a multiprocessor the compiler aims at more of them and spills.
 template <class T, int kD, int kDv, bool kSoftcap, Mask kMask>
-__global__ void __launch_bounds__(GatedSdpaDecodeTiles<kD, kDv>::kThreads)
+__global__ void __launch_bounds__(GatedSdpaDecodeTiles<kD, kDv>::kThreads, 2)
     gated_sdpa_decode(const __grid_constant__ GatedSdpaDecode<T> p) {
   NSK_DYNAMIC_SHARED(shared);
   const int tile = int(blockIdx.x) % p.row_tiles(), of = int(blockIdx.x) / p.row_tiles();
