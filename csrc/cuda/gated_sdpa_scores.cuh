@@ -50,6 +50,10 @@ struct Position {
   }
 };
 
+// The lowest finite number. A mask may hold it on all keys of a row, which then all count the same: times log2(e) it
+// would be -inf.
+inline constexpr float kLowest = -3.402823466e+38f;
+
 // Applies the mask tensor and position to the scores of one row, of those of 8 kBlocks keys that this lane has in its
 // half of the rows, and says whether it sees any of these. Neither is read for a key that position alone hides, nor for
 // rows from `rows` on.
@@ -77,7 +81,7 @@ __device__ __forceinline__ bool hide_in_row(float (&s)[kBlocks][4], int half, co
           } else {
             const float bias = p.mask[at];
             hidden = bias == minus_infinity();
-            score += bias * kLog2e;
+            score += max(bias * kLog2e, kLowest);
           }
         }
       }
