@@ -135,6 +135,7 @@ struct GatedSdpaForward {
 
     float out[kDv / 8][4] = {};
     OnlineSoftmax softmax;
+    unsigned sees = 0;  // a bit for each half: whether the mask lets the row see a key, of this lane's
     for (int tile = begin; sees_any && tile < end; ++tile) {
       const bool block_whole = kMask == Mask::none && tile * kKeys >= block_last.begin &&
                                (tile + 1) * kKeys <= block_first.end;
@@ -170,7 +171,7 @@ struct GatedSdpaForward {
       if (whole) {
         softmax.template weigh<false>(s, scale.softmax, correction);
       } else {
-        hide<kMask>(s, p, position, batch, head, row0, queries.count, key0, lane);
+        sees |= hide<kMask>(s, p, position, batch, head, row0, queries.count, key0, lane);
         softmax.template weigh<true>(s, scale.softmax, correction);
       }
 #pragma unroll
@@ -191,7 +192,7 @@ struct GatedSdpaForward {
       __syncwarp();
     }
     softmax.finish();
-    store(out, softmax, row0);
+    store(out, softmax, sees, row0);
   }
 
   // Before the barrier each thread looks through the values that it copied, after it all know what all have found.
@@ -206,14 +207,27 @@ struct GatedSdpaForward {
     return (of_warps.x | of_warps.y | of_warps.z | of_warps.w) != 0;
   }
 
-  // A row that sees no key gives 0, whatever its gate holds, and -inf.
-  __device__ __forceinline__ void store(const float (&out)[kDv / 8][4], const OnlineSoftmax& softmax, int row0) const {
+  // Without a mask position knows it, and `sees` has not to be kept.
+  __device__ __forceinline__ bool sees_any(unsigned sees, int half, int row) const {
+    if constexpr (kMask == Mask::none) {
+      const Position::Keys seen = position.keys(row);
+      return seen.begin < seen.end;
+    } else {
+      return (__ballot_sync(0xffffffffu, (sees >> half & 1) != 0) >> (lane / 4 * 4) & 15) != 0;
+    }
+  }
+
+  // A row that sees no key gives 0, whatever its gate holds, and -inf. One that sees only scores of -inf has no weights
+  // that add up to 1: NaN, but that a sink takes it all.
+  __device__ __forceinline__ void store(const float (&out)[kDv / 8][4], const OnlineSoftmax& softmax, unsigned sees,
+                                        int row0) const {
+    const float nan = __uint_as_float(0x7fffffffu);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = row0 + lane / 4 + 8 * half;
-      const bool alive = softmax.sum[half] != 0 && row < queries.count;
+      const bool alive = sees_any(sees, half, row) && row < queries.count;
       const float top = softmax.top[half] * scale.softmax;
-      float share = rcp_approx(softmax.sum[half]);
+      float share = softmax.sum[half] == 0 ? nan : rcp_approx(softmax.sum[half]);
       if (p.sink) {  // one more key, whose value is 0
         const float sink = p.sink[head * p.sink_stride] * kLog2e, higher = max(top, sink);
         const float weight = exp2_approx(top - higher);
@@ -223,7 +237,7 @@ struct GatedSdpaForward {
         share *= sigmoid(p.gate[p.gate_stride.at(batch, head, queries.first + row)]);
       if (p.lse && lane % 4 == 0 && row < queries.count)
         p.lse[p.lse_stride.at(batch, head, queries.first + row)] =
-            alive ? (top + log2_approx(softmax.sum[half])) * kLn2 : minus_infinity();
+            !alive ? minus_infinity() : softmax.sum[half] == 0 ? nan : (top + log2_approx(softmax.sum[half])) * kLn2;
 #pragma unroll
       for (int n = 0; n < kDv / 8; ++n) {
         const Shared<uint32_t> word = as<uint32_t>(mine + Tile<kDv>::at(lane / 4 + 8 * half, n)) + lane % 4;

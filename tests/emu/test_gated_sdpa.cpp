@@ -109,6 +109,21 @@ void hidden() {
   }
 }
 
+// Rows whose scores are all -inf, and rows that see nothing.
+void minus_infinity_only() {
+  for (bool sink : {false, true}) {
+    SdpaCase c{.heads_q = 2, .heads_kv = 1, .seqlen_q = 70, .seqlen_k = 100, .causal = true, .sink = sink,
+               .infinite_keys = 30};
+    prove<bf16, 64>("-inf, causal", c);
+    c.infinite_keys = 100;
+    prove<bf16, 64>("-inf everywhere", c);
+    c.mask = Mask::boolean;
+    prove<bf16, 64, 64, false, Mask::boolean>("-inf everywhere, boolean mask", c);
+    c.mask = Mask::floating, c.infinite_keys = 70;
+    prove<f16, 256, 256, false, Mask::floating>("-inf, floating mask", c);
+  }
+}
+
 void packed_sequences() {
   SdpaCase c{.heads_q = 2, .seqlen_q = 200, .seqlen_k = 150, .causal = true, .bottom_right = true,
              .cu_q = {0, 70, 70, 71, 199, 200}, .cu_k = {0, 64, 80, 80, 149, 150}};
@@ -176,6 +191,7 @@ int main() {
   gates_sinks_and_scales();
   masks();
   hidden();
+  minus_infinity_only();
   packed_sequences();
   count_bytes();
   flaws<bf16, 64>("query in registers");
