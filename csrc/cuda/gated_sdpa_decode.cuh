@@ -331,7 +331,7 @@ __global__ void __launch_bounds__(GatedSdpaMergeTiles::kThreads)
   const float nan = __uint_as_float(0x7fffffffu);
   if (p.lse && piece == 0)
     p.lse[p.lse_stride.at(batch, head, query)] =
-        !alive ? minus_infinity() : only_minus_infinity ? nan : (top + log2_approx(sum)) * kLn2;
+        !alive ? minus_infinity() : only_minus_infinity ? nan : log_of_sum(top, sum);
   if (alive) {
     float share = only_minus_infinity ? nan : rcp_approx(sum);
     if (p.sink) {  // one more key, whose value is 0

@@ -237,7 +237,9 @@ struct GatedSdpaForward {
         share *= sigmoid(p.gate[p.gate_stride.at(batch, head, queries.first + row)]);
       if (p.lse && lane % 4 == 0 && row < queries.count)
         p.lse[p.lse_stride.at(batch, head, queries.first + row)] =
-            !alive ? minus_infinity() : softmax.sum[half] == 0 ? nan : (top + log2_approx(softmax.sum[half])) * kLn2;
+            !alive                   ? minus_infinity()
+            : softmax.sum[half] == 0 ? nan
+                                     : log_of_sum(top, softmax.sum[half]);
 #pragma unroll
       for (int n = 0; n < kDv / 8; ++n) {
         const Shared<uint32_t> word = as<uint32_t>(mine + Tile<kDv>::at(lane / 4 + 8 * half, n)) + lane % 4;

@@ -54,6 +54,11 @@ struct Position {
 // would be -inf.
 inline constexpr float kLowest = -3.402823466e+38f;
 
+// lse, out of the largest score in units of log2 and the sum relative to it.
+__device__ __forceinline__ float log_of_sum(float top, float sum) {
+  return top == kLowest ? kLowest : (top + log2_approx(sum)) * kLn2;
+}
+
 // Applies the mask tensor and position to the scores of one row, of those of 8 kBlocks keys that this lane has in its
 // half of the rows, and says whether it sees any of these. Neither is read for a key that position alone hides, nor for
 // rows from `rows` on.

@@ -20,6 +20,7 @@ struct SdpaCase {
   bool float_gate = false, sink = false, float_sink = false;
   Mask mask = Mask::none;
   bool float_mask = false, mask_per_head = false;
+  float lift = 0;  // what the mask holds on all keys of every third row
   bool lse = true;
   int hidden_nan = -1;                        // a key whose value holds NaN and infinity
   bool nan_in_key = false;                    // and the key itself
@@ -88,6 +89,8 @@ class SdpaProblem {
     if (c.hidden_nan >= 0)
       for (int i = 0; i < c.seqlen_q; i += 2)
         bytes_[i * c.seqlen_k + c.hidden_nan] = 0, masks[i * c.seqlen_k + c.hidden_nan] = -INFINITY;
+    for (size_t i = 0; i < masks.size() && c.lift != 0; ++i)
+      if (i / c.seqlen_k % c.seqlen_q % 3 == 0) masks[i] = c.lift;
     mask_.fill(masks, c.float_mask);
     solve();
   }
@@ -184,7 +187,8 @@ class SdpaProblem {
         sum += double(to_float(q_[row * row_q_ + h * kD + d])) * to_float(k_[(k0 + j) * row_k_ + kv * kD + d]);
       s[j] = sum * c_.scale;
       if (kSoftcap) s[j] = c_.softcap * std::tanh(s[j] / c_.softcap);
-      if (kMask == Mask::floating) s[j] += mask_[at];
+      // In fp32 nothing is left of a score beside 1e38.
+      if (kMask == Mask::floating) s[j] = std::fabs(mask_[at]) > 1e30 ? mask_[at] : s[j] + mask_[at];
       alive = true, top = std::fmax(top, s[j]);
     }
     if (!alive) return;

@@ -132,6 +132,11 @@ void masks() {
   prove<f16, 256, 256, false, Mask::floating>("floating mask of float, 256", c, 2);
   c.softcap = 3;
   prove<bf16, 64, 64, true, Mask::floating>("floating mask of float, softcap", c, 2);
+  c.softcap = 0;
+  for (float lift : {1e38f, -1e38f, -3.402823466e+38f}) {
+    c.lift = lift;
+    prove<bf16, 64, 64, false, Mask::floating>(("lifted " + std::to_string(lift)).c_str(), c, 2);
+  }
 }
 
 // What a row does not see it does not feel, NaN and infinity included; the other rows do.
