@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(GatedSdpaNormTiles<kD>::kThreads)
   const int batch = tile_of_rows.batch, head = tile_of_rows.head, block_row = tile_of_rows.row;
   const Rows queries = rows_of(p.cu_seqlens_q, batch, p.seqlen_q), keys = rows_of(p.cu_seqlens_k, batch, p.seqlen_k);
   if (block_row >= queries.count) return;
-  const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, row0 = block_row + 16 * warp;
+  const int this_lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32, row0 = block_row + 16 * warp;
   const Position position(PositionMask::make(queries.count, keys.count, p.is_causal, p.bottom_right, p.window_left,
                                              p.window_right));
   const ScoreScale<kSoftcap, Mask::floating> scale(p);
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(GatedSdpaNormTiles<kD>::kThreads)
   const Shared<unsigned char> stages = shared + Tiles::kWarps * Tiles::kWarpBytes;
   const auto stage = [&](int tile) { return stages + tile % 2 * Tiles::kStageBytes; };
   TileLoader<16, kD, 32, T>(p.query + p.query_stride.at(batch, head, queries.first), p.query_stride.row, queries.count,
-                            lane)
+                            this_lane)
       .load(mine, row0);
   const TileLoader<kKeys, kD, Tiles::kThreads, T> key(
       p.key + p.key_stride.at(batch, head / (p.heads_q / p.heads_kv), keys.first), p.key_stride.row, keys.count,
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(GatedSdpaNormTiles<kD>::kThreads)
 
   // A negative scale is the query's sign, as in gated_sdpa_forward.
   const uint32_t sign = p.scale < 0 ? 0x80008000u : 0;
-  const auto load_query = [&](uint32_t(&a)[4], int step) {
+  const auto load_query = [&](uint32_t(&a)[4], int step, int lane) {
     TileReader<kD>::rows(lane).load(a, mine, 0, 16 * step);
 #pragma unroll
     for (uint32_t& x : a) x ^= sign;
@@ -79,15 +79,16 @@ __global__ void __launch_bounds__(GatedSdpaNormTiles<kD>::kThreads)
     if constexpr (Tiles::kQueryInRegisters) {
       if (tile == begin)
 #pragma unroll
-        for (int step = 0; step < kD / 16; ++step) load_query(q[step], step);
+        for (int step = 0; step < kD / 16; ++step) load_query(q[step], step, this_lane);
     }
+    const int lane = opaque(this_lane);  // as in gated_sdpa_forward
     const int key0 = tile * kKeys;
     if (key0 >= last.end || key0 + kKeys <= first.begin) continue;
 
     float s[kBlocks][4] = {};
 #pragma unroll
     for (int step = 0; step < kD / 16; ++step) {
-      if constexpr (!Tiles::kQueryInRegisters) load_query(q[0], step);
+      if constexpr (!Tiles::kQueryInRegisters) load_query(q[0], step, lane);
       const auto& a = q[Tiles::kQueryInRegisters ? step : 0];
 #pragma unroll
       for (int n = 0; n < kBlocks; n += 2) {
@@ -110,10 +111,10 @@ __global__ void __launch_bounds__(GatedSdpaNormTiles<kD>::kThreads)
   const int64_t at = backward.row_at(batch, head, queries);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const int row = row0 + lane / 4 + 8 * half;
+    const int row = row0 + this_lane / 4 + 8 * half;
     const unsigned of_lanes = __ballot_sync(0xffffffffu, (sees >> half & 1) != 0);
-    const bool alive = (of_lanes >> (lane / 4 * 4) & 15) != 0;
-    if (lane % 4 != 0 || row >= queries.count) continue;
+    const bool alive = (of_lanes >> (this_lane / 4 * 4) & 15) != 0;
+    if (this_lane % 4 != 0 || row >= queries.count) continue;
     backward.norm[at + row] = alive ? softmax.top[half] : -minus_infinity();
     backward.norm_low[at + row] = alive ? log2_approx(softmax.sum[half]) : 0.0f;
   }
