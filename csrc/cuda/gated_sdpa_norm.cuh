@@ -28,7 +28,7 @@ struct GatedSdpaNormTiles {
 
 // A grid of gated_sdpa_blocks<kRows>(p.forward) blocks, with Tiles::kSharedBytes of dynamic shared memory.
 template <class T, int kD, bool kSoftcap>
-__global__ void __launch_bounds__(GatedSdpaNormTiles<kD>::kThreads)
+__global__ void __launch_bounds__(GatedSdpaNormTiles<kD>::kThreads, 2)
     gated_sdpa_norm(const __grid_constant__ GatedSdpaBackward<T> backward) {
   using Tiles = GatedSdpaNormTiles<kD>;
   constexpr int kKeys = Tiles::kKeys, kBlocks = kKeys / 8;
