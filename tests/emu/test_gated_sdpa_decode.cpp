@@ -75,7 +75,8 @@ void rows_and_parts() {
       for (int parts : {1, 2, 5}) {
         const std::string name = std::to_string(heads_q) + " heads, " + std::to_string(heads_kv) + " of keys, " +
                                  std::to_string(sq) + " rows, " + std::to_string(sk) + " keys";
-        prove<bf16, 64>(name.c_str(), {.heads_q = heads_q, .heads_kv = heads_kv, .seqlen_q = sq, .seqlen_k = sk}, parts);
+        const SdpaCase c{.heads_q = heads_q, .heads_kv = heads_kv, .seqlen_q = sq, .seqlen_k = sk};
+        prove<bf16, 64>(name.c_str(), c, parts);
       }
 }
 

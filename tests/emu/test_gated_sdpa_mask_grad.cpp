@@ -159,8 +159,8 @@ class GradProblem {
     bool alive = false;
     for (int j = 0; j < c_.seqlen_k; ++j) {
       const double bias = mask_[of_row + (c_.own_key ? j : 0)];
-      seen[j] = !(c_.causal && j > at) && !(c_.left >= 0 && j < at - c_.left) && !(c_.right >= 0 && j > at + c_.right) &&
-                bias != -INFINITY;
+      seen[j] = !(c_.causal && j > at) && !(c_.left >= 0 && j < at - c_.left) &&
+                !(c_.right >= 0 && j > at + c_.right) && bias != -INFINITY;
       if (!seen[j]) continue;
       for (int d = 0; d < kD; ++d)
         s[j] += double(to_float(q_[(int64_t(b) * c_.seqlen_q + i) * row_q_ + h * kD + d])) *
@@ -333,9 +333,9 @@ void count_bytes() {
 
 template <class T, int kD>
 void flaws(const char* name, bool own_key) {
-  const GradProblem<T, kD, kD, false> problem({.heads_q = 2, .seqlen_q = 64, .seqlen_k = 2 * GatedSdpaNormTiles<kD>::kKeys,
-                                               .own_head = false, .own_row = own_key, .own_key = own_key,
-                                               .float_mask = true});
+  const GradCase c{.heads_q = 2, .seqlen_q = 64, .seqlen_k = 2 * GatedSdpaNormTiles<kD>::kKeys, .own_head = false,
+                   .own_row = own_key, .own_key = own_key, .float_mask = true};
+  const GradProblem<T, kD, kD, false> problem(c);
   const std::string of_norm = std::string(name) + ", norm";
   if (own_key) every_flaw_is_seen(of_norm.c_str(), [&](const Options& options) { return problem.run_norm(options); });
   every_flaw_is_seen(name, [&](const Options& options) { return problem.run(options); });
