@@ -14,6 +14,7 @@
 //   ldmatrix<transposed>(fragments, row), stmatrix                as many matrices as there are fragments: 1, 2, 4
 //   mma<T>(d, a, b)                                               m16n8k16 for bf16 and f16, m16n8k8 for tf32
 //   pack<T>(low, high), unpack<T>(bits), to_tf32(x)               rounding is to nearest
+//   opaque(x)                                 x; what is computed from it is computed here, and not before the loop
 //   exp2_approx, log2_approx, rcp_approx, rsqrt_approx, tanh_approx
 // Only barriers, __syncwarp and fences order memory among threads; shuffles, votes, ldmatrix and mma do not.
 #pragma once

@@ -17,6 +17,13 @@ void remember_failure(const char* kernel, const Grid& grid, int threads, int sha
 
 using namespace nsk::cuda;
 
+template <class F>
+static int64_t count(const F& call) {
+  Scratch scratch(nullptr);
+  call(scratch);
+  return scratch.bytes();
+}
+
 extern "C" {
 
 const char* nsk_cuda_failure(void) { return failure; }
@@ -26,23 +33,27 @@ const int32_t* nsk_cuda_head_dims(void) { return gated_sdpa_head_dims(); }
 const int32_t* nsk_cuda_widths(void) { return residual_mlp_widths(); }
 int32_t nsk_cuda_residual_mlp_shared(int32_t width) { return residual_mlp_shared(width); }
 
-int64_t nsk_cuda_gated_sdpa_forward_scratch(const nsk_gated_sdpa*, const nsk_cuda_device*) { return 0; }
-nsk_status nsk_cuda_gated_sdpa_forward(const nsk_gated_sdpa* args, const nsk_cuda_device* device, void*) {
-  return gated_sdpa_forward(*args, Launcher{*device});
+int64_t nsk_cuda_gated_sdpa_forward_scratch(const nsk_gated_sdpa* args, const nsk_cuda_device* device) {
+  return count([&](Scratch& scratch) { gated_sdpa_forward(*args, Launcher{*device}, scratch, true); });
 }
-
-int64_t nsk_cuda_gated_sdpa_backward_scratch(const nsk_gated_sdpa_backward*, const nsk_cuda_device*) { return 0; }
-nsk_status nsk_cuda_gated_sdpa_backward(const nsk_gated_sdpa_backward*, const nsk_cuda_device*, void*) {
-  return NSK_BAD_ARGUMENT;
+nsk_status nsk_cuda_gated_sdpa_forward(const nsk_gated_sdpa* args, const nsk_cuda_device* device, void* buffer) {
+  Scratch scratch(buffer);
+  return gated_sdpa_forward(*args, Launcher{*device}, scratch, false);
+}
+int64_t nsk_cuda_gated_sdpa_backward_scratch(const nsk_gated_sdpa_backward* args, const nsk_cuda_device* device) {
+  return count([&](Scratch& scratch) { gated_sdpa_backward(*args, Launcher{*device}, scratch, true); });
+}
+nsk_status nsk_cuda_gated_sdpa_backward(const nsk_gated_sdpa_backward* args, const nsk_cuda_device* device,
+                                        void* buffer) {
+  Scratch scratch(buffer);
+  return gated_sdpa_backward(*args, Launcher{*device}, scratch, false);
 }
 
 nsk_status nsk_cuda_residual_mlp_forward(const nsk_residual_mlp* args, const nsk_cuda_device* device) {
   return residual_mlp_forward(*args, Launcher{*device});
 }
 int64_t nsk_cuda_residual_mlp_backward_scratch(const nsk_residual_mlp_backward* args, const nsk_cuda_device* device) {
-  Scratch scratch(nullptr);
-  residual_mlp_backward(*args, Launcher{*device}, scratch, true);
-  return scratch.bytes();
+  return count([&](Scratch& scratch) { residual_mlp_backward(*args, Launcher{*device}, scratch, true); });
 }
 nsk_status nsk_cuda_residual_mlp_backward(const nsk_residual_mlp_backward* args, const nsk_cuda_device* device,
                                           void* buffer) {

@@ -5,11 +5,13 @@
 
 namespace nsk::cuda {
 
-nsk_status gated_sdpa_forward(const nsk_gated_sdpa& args, const Launcher& launcher);
+// With `counts` nothing is started: the scratch has counted what it would take.
+nsk_status gated_sdpa_forward(const nsk_gated_sdpa& args, const Launcher& launcher, Scratch& scratch, bool counts);
+nsk_status gated_sdpa_backward(const nsk_gated_sdpa_backward& args, const Launcher& launcher, Scratch& scratch,
+                               bool counts);
 const int32_t* gated_sdpa_head_dims();  // pairs, of query and value; ends with 0
 
 nsk_status residual_mlp_forward(const nsk_residual_mlp& args, const Launcher& launcher);
-// With `counts` nothing is started: the scratch has counted what it would take.
 nsk_status residual_mlp_backward(const nsk_residual_mlp_backward& args, const Launcher& launcher, Scratch& scratch,
                                  bool counts);
 int32_t residual_mlp_shared(int32_t width);  // bytes that a block needs at least

@@ -36,6 +36,8 @@ struct GatedSdpaTiles {
   static constexpr int kWidest = kD < kDv ? kDv : kD;
   static constexpr int kKeys = kWidest <= 128 ? 64 : 32;
   static constexpr bool kQueryInRegisters = kWidest <= 128;
+  // In a multiprocessor, as far as registers go: where nobody says it the compiler aims too high for some, and spills.
+  static constexpr int kMinBlocks = kWidest <= 64 ? 3 : 2;
 
   // Shared memory: a warp's rows of the query, or of gate and result, for all warps; then stages of keys and values.
   static constexpr int kWarpBytes = Tile<kWidest>::bytes(16), kKeyBytes = Tile<kD>::bytes(kKeys);
@@ -87,7 +89,7 @@ struct GatedSdpaForward {
   __device__ __forceinline__ int kv_head() const { return head / (p.heads_q / p.heads_kv); }
 
   // A negative scale is the query's sign: softmax can then take the maximum of the bare products.
-  __device__ __forceinline__ void load_query(uint32_t (&a)[4], int step) const {
+  __device__ __forceinline__ void load_query(uint32_t (&a)[4], int step, int lane) const {
     const uint32_t sign = p.scale < 0 ? 0x80008000u : 0;
     TileReader<kD>::rows(lane).load(a, mine, 0, 16 * step);
 #pragma unroll
@@ -125,7 +127,7 @@ struct GatedSdpaForward {
       cp_async_wait<0>();  // the keys' group is not committed yet: it goes on
       __syncwarp();
 #pragma unroll
-      for (int step = 0; step < kD / 16; ++step) load_query(q[step], step);
+      for (int step = 0; step < kD / 16; ++step) load_query(q[step], step, lane);
       __syncwarp();  // all lanes have read what the gate is to overwrite
       if (sees_any) load_gate(row0);
     } else if (sees_any) {
@@ -135,6 +137,7 @@ struct GatedSdpaForward {
 
     float out[kDv / 8][4] = {};
     OnlineSoftmax softmax;
+    unsigned sees = 0;  // a bit for each half: whether the mask lets the row see a key, of this lane's
     for (int tile = begin; sees_any && tile < end; ++tile) {
       const bool block_whole = kMask == Mask::none && tile * kKeys >= block_last.begin &&
                                (tile + 1) * kKeys <= block_first.end;
@@ -143,13 +146,15 @@ struct GatedSdpaForward {
       __syncthreads();
       if (tile + 1 < end) load_keys(tile + 1);
       cp_async_commit();
+      // Else the places of all fragments in the tiles would be kept from turn to turn, and there are too few registers.
+      const int lane = opaque(this->lane);
       const int key0 = tile * kKeys;
       if (key0 >= last.end || key0 + kKeys <= first.begin) continue;
 
       float s[kBlocks][4] = {};
 #pragma unroll
       for (int step = 0; step < kD / 16; ++step) {
-        if constexpr (!Tiles::kQueryInRegisters) load_query(q[0], step);
+        if constexpr (!Tiles::kQueryInRegisters) load_query(q[0], step, lane);
         const auto& a = q[Tiles::kQueryInRegisters ? step : 0];
 #pragma unroll
         for (int n = 0; n < kBlocks; n += 2) {
@@ -170,7 +175,7 @@ struct GatedSdpaForward {
       if (whole) {
         softmax.template weigh<false>(s, scale.softmax, correction);
       } else {
-        hide<kMask>(s, p, position, batch, head, row0, queries.count, key0, lane);
+        sees |= hide<kMask>(s, p, position, batch, head, row0, queries.count, key0, lane);
         softmax.template weigh<true>(s, scale.softmax, correction);
       }
 #pragma unroll
@@ -191,7 +196,7 @@ struct GatedSdpaForward {
       __syncwarp();
     }
     softmax.finish();
-    store(out, softmax, row0);
+    store(out, softmax, sees, row0);
   }
 
   // Before the barrier each thread looks through the values that it copied, after it all know what all have found.
@@ -206,24 +211,39 @@ struct GatedSdpaForward {
     return (of_warps.x | of_warps.y | of_warps.z | of_warps.w) != 0;
   }
 
-  // A row that sees no key gives 0, whatever its gate holds, and -inf.
-  __device__ __forceinline__ void store(const float (&out)[kDv / 8][4], const OnlineSoftmax& softmax, int row0) const {
+  // Without a mask position knows it, and `sees` has not to be kept.
+  __device__ __forceinline__ bool sees_any(unsigned sees, int half, int row) const {
+    if constexpr (kMask == Mask::none) {
+      const Position::Keys seen = position.keys(row);
+      return seen.begin < seen.end;
+    } else {
+      return (__ballot_sync(0xffffffffu, (sees >> half & 1) != 0) >> (lane / 4 * 4) & 15) != 0;
+    }
+  }
+
+  // A row that sees no key gives 0, whatever its gate holds, and -inf. One that sees only scores of -inf has no weights
+  // that add up to 1: NaN, but that a sink takes it all.
+  __device__ __forceinline__ void store(const float (&out)[kDv / 8][4], const OnlineSoftmax& softmax, unsigned sees,
+                                        int row0) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = row0 + lane / 4 + 8 * half;
-      const bool alive = softmax.sum[half] != 0 && row < queries.count;
+      const bool sees_key = sees_any(sees, half, row), only_minus_infinity = sees_key && softmax.sum[half] == 0;
+      const float sum = only_minus_infinity ? 1.0f : softmax.sum[half];
+      const bool alive = sum != 0 && row < queries.count;
       const float top = softmax.top[half] * scale.softmax;
-      float share = rcp_approx(softmax.sum[half]);
+      const float nan = only_minus_infinity ? top - top : 0.0f;
+      float share = rcp_approx(sum) + nan;
       if (p.sink) {  // one more key, whose value is 0
         const float sink = p.sink[head * p.sink_stride] * kLog2e, higher = max(top, sink);
         const float weight = exp2_approx(top - higher);
-        share = weight * rcp_approx(softmax.sum[half] * weight + exp2_approx(sink - higher));
+        share = weight * rcp_approx(sum * weight + exp2_approx(sink - higher));
       }
       if (alive && p.gate_kind == Gate::headwise)
         share *= sigmoid(p.gate[p.gate_stride.at(batch, head, queries.first + row)]);
       if (p.lse && lane % 4 == 0 && row < queries.count)
         p.lse[p.lse_stride.at(batch, head, queries.first + row)] =
-            alive ? (top + log2_approx(softmax.sum[half])) * kLn2 : minus_infinity();
+            alive ? log_of_sum(top, sum) + nan : minus_infinity();
 #pragma unroll
       for (int n = 0; n < kDv / 8; ++n) {
         const Shared<uint32_t> word = as<uint32_t>(mine + Tile<kDv>::at(lane / 4 + 8 * half, n)) + lane % 4;
@@ -264,7 +284,7 @@ struct GatedSdpaForward {
 
 // A grid of gated_sdpa_blocks(...) blocks, with Tiles::kSharedBytes of dynamic shared memory.
 template <class T, int kD, int kDv, bool kSoftcap, Mask kMask>
-__global__ void __launch_bounds__(GatedSdpaTiles<kD, kDv>::kThreads)
+__global__ void __launch_bounds__(GatedSdpaTiles<kD, kDv>::kThreads, GatedSdpaTiles<kD, kDv>::kMinBlocks)
     gated_sdpa_forward(const __grid_constant__ GatedSdpa<T> p) {
   using Tiles = GatedSdpaTiles<kD, kDv>;
   NSK_DYNAMIC_SHARED(shared);

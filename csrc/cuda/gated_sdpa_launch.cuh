@@ -76,8 +76,26 @@ nsk_status with_scores_of(bool softcap, Mask mask, const F& f) {
   return softcap ? with_mask.template operator()<true>() : with_mask.template operator()<false>();
 }
 
-// One translation unit each, for a pair of head dimensions.
+// One translation unit each, for a pair of head dimensions. Wide grids have been refused by the row-wise launch.
 template <class T, class Dims>
 nsk_status start_forward(const GatedSdpa<T>& p, Mask mask, const Launcher& launcher);
+template <class T, class Dims>
+nsk_status start_decode(const GatedSdpa<T>& p, Mask mask, int parts, const Launcher& launcher, Scratch& scratch);
+template <class T, class Dims>
+nsk_status start_norm(const GatedSdpaBackward<T>& p, const Launcher& launcher);
+template <class T, class Dims>
+nsk_status start_dq(const GatedSdpaBackward<T>& p, Mask mask, const Launcher& launcher);
+template <class T, class Dims>
+nsk_status start_dkdv(const GatedSdpaBackward<T>& p, Mask mask, const Launcher& launcher);
+template <class T, class Dims>
+nsk_status start_mask_grad(const GatedSdpaBackward<T>& p, const Launcher& launcher);
+
+// One for all head dimensions.
+template <class T>
+int64_t sink_parts(const GatedSdpa<T>& p);
+template <class T>
+nsk_status start_rows(const GatedSdpaBackward<T>& p, int columns, const Launcher& launcher);
+template <class T>
+nsk_status start_sink(const GatedSdpaBackward<T>& p, const nsk_view& gradient, const Launcher& launcher);
 
 }  // namespace nsk::cuda

@@ -50,40 +50,63 @@ struct Position {
   }
 };
 
-// Applies the mask tensor and position to the scores of 16 rows and 8 kBlocks keys. Neither is read for a key that
-// position alone hides, nor for rows from `rows` on.
+// The lowest finite number. A mask may hold it on all keys of a row, which then all count the same: times log2(e) it
+// would be -inf.
+inline constexpr float kLowest = -3.402823466e+38f;
+
+// lse, out of the largest score in units of log2 and the sum relative to it.
+__device__ __forceinline__ float log_of_sum(float top, float sum) {
+  return top == kLowest ? kLowest : (top + log2_approx(sum)) * kLn2;
+}
+
+// Applies the mask tensor and position to the scores of one row, of those of 8 kBlocks keys that this lane has in its
+// half of the rows, and says whether it sees any of these. Neither is read for a key that position alone hides, nor for
+// rows from `rows` on.
 template <Mask kMask, int kBlocks, class T>
-__device__ __forceinline__ void hide(float (&s)[kBlocks][4], const GatedSdpa<T>& p, const Position& position,
-                                     int batch, int head, int row0, int rows, int key0, int lane) {
+__device__ __forceinline__ bool hide_in_row(float (&s)[kBlocks][4], int half, const GatedSdpa<T>& p,
+                                            const Position& position, int batch, int head, int row, int rows, int key0,
+                                            int lane) {
+  bool sees = false;
+  const Position::Keys seen = position.keys(row);
+  const int begin = seen.begin - key0, end = row < rows ? seen.end - key0 : 0;
+  const int64_t mask_row = p.mask_stride.at(batch, head, row) + p.mask_stride_key * key0;
+#pragma unroll
+  for (int n = 0; n < kBlocks; ++n)
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const int key = 8 * n + lane % 4 * 2 + e;
+      float& score = s[n][2 * half + e];
+      bool hidden = key < begin || key >= end;
+      if constexpr (kMask != Mask::none) {
+        if (!hidden) {
+          const int64_t at = mask_row + p.mask_stride_key * key;
+          if constexpr (kMask == Mask::boolean) {
+            const unsigned char sees_key = p.mask.data[at];
+            hidden = !sees_key;
+          } else {
+            const float bias = p.mask[at];
+            hidden = bias == minus_infinity();
+            score += max(bias * kLog2e, kLowest);
+          }
+        }
+      }
+      if (hidden) score = minus_infinity();
+      sees |= !hidden;
+    }
+  return sees;
+}
+
+// The same for 16 rows from row0 on; bit `half` of the result is that half's.
+template <Mask kMask, int kBlocks, class T>
+__device__ __forceinline__ unsigned hide(float (&s)[kBlocks][4], const GatedSdpa<T>& p, const Position& position,
+                                         int batch, int head, int row0, int rows, int key0, int lane) {
+  unsigned sees = 0;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int row = row0 + lane / 4 + 8 * half;
-    const Position::Keys seen = position.keys(row);
-    const int begin = seen.begin - key0, end = row < rows ? seen.end - key0 : 0;
-    const int64_t mask_row = p.mask_stride.at(batch, head, row) + p.mask_stride_key * key0;
-#pragma unroll
-    for (int n = 0; n < kBlocks; ++n)
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const int key = 8 * n + lane % 4 * 2 + e;
-        float& score = s[n][2 * half + e];
-        bool hidden = key < begin || key >= end;
-        if constexpr (kMask != Mask::none) {
-          if (!hidden) {
-            const int64_t at = mask_row + p.mask_stride_key * key;
-            if constexpr (kMask == Mask::boolean) {
-              const unsigned char sees = p.mask.data[at];
-              hidden = !sees;
-            } else {
-              const float bias = p.mask[at];
-              hidden = bias == minus_infinity();
-              score += bias * kLog2e;
-            }
-          }
-        }
-        if (hidden) score = minus_infinity();
-      }
+    sees |= unsigned(hide_in_row<kMask>(s, half, p, position, batch, head, row, rows, key0, lane)) << half;
   }
+  return sees;
 }
 
 }  // namespace nsk::cuda

@@ -21,15 +21,14 @@ void remember_failure(const char* kernel, const Grid& grid, int threads, int sha
 struct Launcher {
   nsk_cuda_device device;
 
-  // kKernel takes its arguments by value, as one struct.
-  template <auto kKernel, class Args>
-  nsk_status start(const char* name, const Grid& grid, int threads, int shared, const Args& args) const {
+  template <auto kKernel, class... Args>
+  nsk_status start(const char* name, const Grid& grid, int threads, int shared, const Args&... args) const {
     cudaError_t error = cudaSuccess;
     if (shared > 48 * 1024)  // beyond this a kernel has to be allowed to, on each device; it costs next to nothing
       error = cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
     if (error == cudaSuccess) {
       kKernel<<<dim3(unsigned(grid.x), unsigned(grid.y), unsigned(grid.z)), threads, shared,
-                static_cast<cudaStream_t>(device.stream)>>>(args);
+                static_cast<cudaStream_t>(device.stream)>>>(args...);
       error = cudaGetLastError();
     }
     if (error == cudaSuccess) return NSK_OK;
@@ -45,10 +44,10 @@ struct Launcher {
   emu::GlobalMemory& memory;
   emu::Options options;
 
-  template <auto kKernel, class Args>
-  nsk_status start(const char* name, const Grid& grid, int threads, int shared, const Args& args) const {
+  template <auto kKernel, class... Args>
+  nsk_status start(const char* name, const Grid& grid, int threads, int shared, const Args&... args) const {
     emu::launch({name, {unsigned(grid.x), unsigned(grid.y), unsigned(grid.z)}, {unsigned(threads)}, size_t(shared)},
-                memory, options, [&] { kKernel(args); });
+                memory, options, [&] { kKernel(args...); });
     return NSK_OK;
   }
 };

@@ -6,12 +6,21 @@ set(NSK_CUDA_WIDTHS "64;128;256" CACHE STRING "Widths for which kernels of resid
 
 set(here ${CMAKE_CURRENT_LIST_DIR})
 set(nsk_cuda_include ${CMAKE_BINARY_DIR}/cuda)
-set(nsk_cuda_sources ${here}/gated_sdpa.cu ${here}/residual_mlp.cu)
+set(nsk_cuda_sources ${here}/gated_sdpa.cu ${here}/gated_sdpa_rows.cu ${here}/residual_mlp.cu)
 
 # Writes only what changes, lest all be compiled again.
 function(nsk_write file text)
   file(CONFIGURE OUTPUT ${nsk_cuda_include}/${file} CONTENT "// Written by csrc/cuda/sources.cmake.\n${text}" @ONLY)
 endfunction()
+
+# As gated_sdpa_launch.cuh declares them.
+set(problem "const GatedSdpaBackward<T>&")
+set(signatures_of_forward "start_forward<T, Dims>(const GatedSdpa<T>&, Mask, const Launcher&)")
+set(signatures_of_decode "start_decode<T, Dims>(const GatedSdpa<T>&, Mask, int, const Launcher&, Scratch&)")
+set(signatures_of_dq "start_dq<T, Dims>(${problem}, Mask, const Launcher&)")
+set(signatures_of_dkdv "start_dkdv<T, Dims>(${problem}, Mask, const Launcher&)")
+set(signatures_of_mask "start_norm<T, Dims>(${problem}, const Launcher&)"
+                       "start_mask_grad<T, Dims>(${problem}, const Launcher&)")
 
 set(pairs "")
 set(numbers "")
@@ -19,13 +28,16 @@ foreach(dims ${NSK_CUDA_HEAD_DIMS})
   string(REPLACE "x" ", " numbers_of_dims ${dims})
   list(APPEND pairs "HeadDims<${numbers_of_dims}>")
   string(APPEND numbers "${numbers_of_dims}, ")
-  foreach(pass forward)
-    nsk_write(gated_sdpa_${pass}_${dims}.cu "#include \"${here}/gated_sdpa_${pass}_start.cuh\"
-namespace nsk::cuda {
-template nsk_status start_${pass}<bf16, HeadDims<${numbers_of_dims}>>(const GatedSdpa<bf16>&, Mask, const Launcher&);
-template nsk_status start_${pass}<f16, HeadDims<${numbers_of_dims}>>(const GatedSdpa<f16>&, Mask, const Launcher&);
-}  // namespace nsk::cuda
-")
+  foreach(pass forward decode dq dkdv mask)
+    set(text "#include \"${here}/gated_sdpa_${pass}_start.cuh\"\nnamespace nsk::cuda {\n")
+    foreach(type bf16 f16)
+      foreach(signature ${signatures_of_${pass}})
+        string(REPLACE "T, Dims" "${type}, HeadDims<${numbers_of_dims}>" signature ${signature})
+        string(REPLACE "<T>" "<${type}>" signature ${signature})
+        string(APPEND text "template nsk_status ${signature};\n")
+      endforeach()
+    endforeach()
+    nsk_write(gated_sdpa_${pass}_${dims}.cu "${text}}  // namespace nsk::cuda\n")
     list(APPEND nsk_cuda_sources ${nsk_cuda_include}/gated_sdpa_${pass}_${dims}.cu)
   endforeach()
 endforeach()

@@ -8,8 +8,11 @@ namespace nsk::cuda {
 NSK_FORWARD(bf16, 64, 64, false, none);
 NSK_FORWARD(bf16, 128, 128, false, none);
 NSK_FORWARD(f16, 80, 80, false, boolean);
+NSK_FORWARD(bf16, 96, 96, true, floating);
+NSK_FORWARD(bf16, 64, 128, false, floating);
 NSK_FORWARD(f16, 128, 128, true, floating);
-NSK_FORWARD(bf16, 192, 128, false, none);
+NSK_FORWARD(bf16, 192, 128, false, boolean);
+NSK_FORWARD(f16, 192, 192, true, floating);
 NSK_FORWARD(bf16, 256, 256, false, none);
 NSK_FORWARD(f16, 256, 256, true, floating);
 

@@ -20,9 +20,11 @@ struct SdpaCase {
   bool float_gate = false, sink = false, float_sink = false;
   Mask mask = Mask::none;
   bool float_mask = false, mask_per_head = false;
+  float lift = 0;  // what the mask holds on all keys of every third row
   bool lse = true;
   int hidden_nan = -1;                        // a key whose value holds NaN and infinity
   bool nan_in_key = false;                    // and the key itself
+  int infinite_keys = 0;                      // the first, with which every product is -inf
   std::vector<int32_t> cu_q = {}, cu_k = {};  // packed: seqlen_* are rows of all
 };
 
@@ -64,6 +66,12 @@ class SdpaProblem {
       for (int i = 0; i < c.heads_kv * kDv; ++i) v_[c.hidden_nan * row_v_ + i] = from_float<T>(bad[i % 4]);
       if (c.nan_in_key) k_[c.hidden_nan * row_k_] = from_float<T>(NAN);
     }
+    for (int64_t i = 0; i < c.heads_q * int64_t(c.batch) * c.seqlen_q && c.infinite_keys; ++i) {
+      T& x = q_[i / c.heads_q * row_q_ + i % c.heads_q * kD];
+      x = from_float<T>(std::copysign(0.5f + std::fabs(to_float(x)), c.scale));
+    }
+    for (int j = 0; j < c.infinite_keys; ++j)
+      for (int h = 0; h < c.heads_kv; ++h) k_[j * row_k_ + h * kD] = from_float<T>(-INFINITY);
     std::vector<float> gates = normal(size_t(c.batch) * c.seqlen_q * row_o_, seed + 3);
     // The mask hides everything from row 5 of the first head; then its gate does not matter.
     const bool blind = kMask != Mask::none && c.seqlen_q > 5;
@@ -81,11 +89,26 @@ class SdpaProblem {
     if (c.hidden_nan >= 0)
       for (int i = 0; i < c.seqlen_q; i += 2)
         bytes_[i * c.seqlen_k + c.hidden_nan] = 0, masks[i * c.seqlen_k + c.hidden_nan] = -INFINITY;
+    for (size_t i = 0; i < masks.size() && c.lift != 0; ++i)
+      if (i / c.seqlen_k % c.seqlen_q % 3 == 0) masks[i] = c.lift;
     mask_.fill(masks, c.float_mask);
     solve();
   }
 
   Outcome run(const Options& options) const {
+    return run_with([&](const GatedSdpa<T>& p, GlobalMemory& memory) {
+      using Tiles = GatedSdpaTiles<kD, kDv>;
+      const Launch what{"gated_sdpa_forward",
+                        {unsigned(gated_sdpa_blocks<Tiles::kRows>(p))},
+                        {Tiles::kThreads},
+                        Tiles::kSharedBytes};
+      return emu::launch(what, memory, options, [&] { gated_sdpa_forward<T, kD, kDv, kSoftcap, kMask>(p); });
+    });
+  }
+
+  // launch(problem, memory) writes out and lse.
+  template <class F>
+  Outcome run_with(const F& launch) const {
     std::vector<T> out(size_t(c_.batch) * c_.seqlen_q * row_o_);
     std::vector<float> lse(size_t(c_.batch) * c_.heads_q * c_.seqlen_q);
     GlobalMemory memory;
@@ -115,13 +138,7 @@ class SdpaProblem {
     }
     p.window_left = c_.left, p.window_right = c_.right;
     p.is_causal = c_.causal, p.bottom_right = c_.bottom_right, p.scale = c_.scale, p.softcap = c_.softcap;
-    using Tiles = GatedSdpaTiles<kD, kDv>;
-    const Launch what{"gated_sdpa_forward",
-                      {unsigned(gated_sdpa_blocks<Tiles::kRows>(p))},
-                      {Tiles::kThreads},
-                      Tiles::kSharedBytes};
-    Outcome outcome{
-        emu::launch(what, memory, options, [&] { gated_sdpa_forward<T, kD, kDv, kSoftcap, kMask>(p); }), true};
+    Outcome outcome{launch(p, memory), true};
     outcome.right = compare(out, lse);
     return outcome;
   }
@@ -170,7 +187,8 @@ class SdpaProblem {
         sum += double(to_float(q_[row * row_q_ + h * kD + d])) * to_float(k_[(k0 + j) * row_k_ + kv * kD + d]);
       s[j] = sum * c_.scale;
       if (kSoftcap) s[j] = c_.softcap * std::tanh(s[j] / c_.softcap);
-      if (kMask == Mask::floating) s[j] += mask_[at];
+      // In fp32 nothing is left of a score beside 1e38.
+      if (kMask == Mask::floating) s[j] = std::fabs(mask_[at]) > 1e30 ? mask_[at] : s[j] + mask_[at];
       alive = true, top = std::fmax(top, s[j]);
     }
     if (!alive) return;
@@ -178,7 +196,11 @@ class SdpaProblem {
     for (int j = 0; j < sk; ++j)
       if (seen[j]) sum += std::exp(s[j] - top);
     lse_[row * c_.heads_q + h] = top + std::log(sum);
-    if (c_.sink) sum += std::exp(sink_[h] - top);
+    if (c_.sink) {  // it may be all that there is
+      const double higher = std::fmax(top, sink_[h]);
+      sum = (top > -INFINITY ? sum * std::exp(top - higher) : 0) + std::exp(sink_[h] - higher);
+      top = higher;
+    }
     for (int d = 0; d < kDv; ++d) {
       double value = 0, size = 0, squares = 0;
       for (int j = 0; j < sk; ++j) {

@@ -94,6 +94,11 @@ void masks() {
   prove<f16, 256, 256, false, Mask::floating>("floating mask of float, 256", c);
   c.softcap = 3;
   prove<bf16, 64, 64, true, Mask::floating>("floating mask of float, softcap", c);
+  c.softcap = 0;
+  for (float lift : {1e38f, -1e38f, -3.402823466e+38f}) {
+    c.lift = lift;
+    prove<bf16, 64, 64, false, Mask::floating>(("lifted " + std::to_string(lift)).c_str(), c);
+  }
 }
 
 // What a row does not see it does not feel, NaN and infinity included; the other rows do.
@@ -106,6 +111,21 @@ void hidden() {
     prove<bf16, 64, 64, false, Mask::boolean>("NaN, boolean mask", c);
     c.mask = Mask::floating;
     prove<f16, 256, 256, false, Mask::floating>("NaN, floating mask", c);
+  }
+}
+
+// Rows whose scores are all -inf, and rows that see nothing.
+void minus_infinity_only() {
+  for (bool sink : {false, true}) {
+    SdpaCase c{.heads_q = 2, .heads_kv = 1, .seqlen_q = 70, .seqlen_k = 100, .causal = true, .sink = sink,
+               .infinite_keys = 30};
+    prove<bf16, 64>("-inf, causal", c);
+    c.infinite_keys = 100;
+    prove<bf16, 64>("-inf everywhere", c);
+    c.mask = Mask::boolean;
+    prove<bf16, 64, 64, false, Mask::boolean>("-inf everywhere, boolean mask", c);
+    c.mask = Mask::floating, c.infinite_keys = 70;
+    prove<f16, 256, 256, false, Mask::floating>("-inf, floating mask", c);
   }
 }
 
@@ -176,6 +196,7 @@ int main() {
   gates_sinks_and_scales();
   masks();
   hidden();
+  minus_infinity_only();
   packed_sequences();
   count_bytes();
   flaws<bf16, 64>("query in registers");

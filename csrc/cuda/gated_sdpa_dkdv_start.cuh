@@ -1,0 +1,30 @@
+// Starts dK and dV of one pair of head dimensions: in one launch, or, where heads are too wide for that, in one each.
+#pragma once
+
+#include "gated_sdpa_dkdv.cuh"
+#include "gated_sdpa_launch.cuh"
+
+namespace nsk::cuda {
+
+template <class T, class Dims, Wanted kWanted>
+nsk_status start_keys(const GatedSdpaBackward<T>& p, Mask mask, const Launcher& launcher) {
+  using Tiles = GatedSdpaKeyTiles<Dims::kD, Dims::kDv, kWanted>;
+  return with_scores_of(p.forward.softcap > 0, mask, [&]<bool kSoftcap, Mask kMask>() {
+    return launcher.start<gated_sdpa_dkdv<T, Dims::kD, Dims::kDv, kSoftcap, kMask, kWanted>>(
+        "gated_sdpa_dkdv", {gated_sdpa_key_blocks<Tiles::kKeys>(p.forward)}, Tiles::kThreads, Tiles::kSharedBytes, p);
+  });
+}
+
+template <class T, class Dims>
+nsk_status start_dkdv(const GatedSdpaBackward<T>& p, Mask mask, const Launcher& launcher) {
+  const bool key = bool(p.grad_key), value = bool(p.grad_value);
+  if constexpr (GatedSdpaKeyTiles<Dims::kD, Dims::kDv, Wanted::key>::kBothFit)
+    if (key && value) return start_keys<T, Dims, Wanted::both>(p, mask, launcher);
+  if (key) {
+    const nsk_status status = start_keys<T, Dims, Wanted::key>(p, mask, launcher);
+    if (status != NSK_OK) return status;
+  }
+  return value ? start_keys<T, Dims, Wanted::value>(p, mask, launcher) : NSK_OK;
+}
+
+}  // namespace nsk::cuda
