@@ -48,6 +48,10 @@ struct Position {
     const KeyRange range = PositionMask{seqlen_k, offset, left, right}.keys(row);
     return {int(range.begin), int(range.end)};
   }
+  __device__ __forceinline__ Keys queries(int key, int rows) const {
+    const KeyRange range = PositionMask{seqlen_k, offset, left, right}.queries(key, rows);
+    return {int(range.begin), int(range.end)};
+  }
 };
 
 // Applies the mask tensor and position to the scores of 16 rows and 8 kBlocks keys. Neither is read for a key that
