@@ -17,9 +17,9 @@
 //
 //   wait, barrier          tile t has arrived, and all have left tile t - 1, whose stage t + 1 now overwrites
 //   issue t + 1
-//   s = k q^T, P           hidden ones become 0, in tiles only that not every row sees whole
+//   v scaled^T, k q^T
+//   P, dS                  hidden ones become 0, in tiles only that not every row sees whole
 //   dV += P scaled
-//   dP = v scaled^T, dS
 //   dK += dS q
 //
 // A warp copies its own rows of k and v only, once, and leaves its results in their place at the end; so they leave in
@@ -168,22 +168,18 @@ struct GatedSdpaKeyGradients {
       cp_async_commit();
       if (key0 >= last.end || key_end <= first.begin) continue;
 
-      Weights s = {}, slope;
-      multiply<kD>(s, mine, stage(turn), p.scale < 0 ? 0x80008000u : 0);
-      score(s, slope);
+      const Shared<unsigned char> query = stage(turn), scaled = query + Tiles::kQueryBytes;
+      Weights weights = {}, ds = {};
+      if constexpr (Tiles::kKey) multiply<kDv>(ds, values(), scaled, 0);
+      multiply<kD>(weights, mine, query, p.scale < 0 ? 0x80008000u : 0);
       uint32_t hidden = 0;  // a bit a weight
-      if (!whole) hidden = hide(s, this_head, row0, key0);
-      weigh(s, turn);
-      if (!whole) clear(s, hidden);
+      if (whole)
+        weigh<false>(weights, ds, hidden, turn, this_head, row0, key0);
+      else
+        weigh<true>(weights, ds, hidden, turn, this_head, row0, key0);
       const bool selects = !block_whole && !whole && found_infinities(turn);
-      if constexpr (Tiles::kValue) add<kDv>(dv, s, selects, hidden, stage(turn) + Tiles::kQueryBytes);
-      if constexpr (Tiles::kKey) {
-        Weights ds = {};
-        multiply<kDv>(ds, values(), stage(turn) + Tiles::kQueryBytes, 0);
-        differentiate(ds, s, slope, turn);
-        if (!whole) clear(ds, hidden);
-        add<kD>(dk, ds, selects, hidden, stage(turn));
-      }
+      if constexpr (Tiles::kValue) add<kDv>(dv, weights, selects, hidden, scaled);
+      if constexpr (Tiles::kKey) add<kD>(dk, ds, selects, hidden, query);
     }
 
     __syncwarp();  // all lanes have read k and v for the last time
@@ -217,90 +213,61 @@ struct GatedSdpaKeyGradients {
     }
   }
 
-  __device__ __forceinline__ void score(Weights& s, Weights& slope) const {
+  // From products q.k to P, and from scaled.v to dS, element by element: nothing but the two is there for all of them.
+  // A bit of `hidden` is set, and both are 0, where key and row do not see each other. As in the forward, the mask is
+  // not read where position hides.
+  template <bool kHides>
+  __device__ __forceinline__ void weigh(Weights& s, Weights& ds, uint32_t& hidden, int turn, int of, int row0,
+                                        int key0) const {
+    int begin[2], end[2];
+    int64_t mask_at[2];
 #pragma unroll
-    for (int n = 0; n < kBlocks; ++n)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        if constexpr (kSoftcap) {
-          const float t = tanh_by_exp2(s[n][e] * scale.products);
-          s[n][e] = t * scale.cap;
-          slope[n][e] = 1.0f - t * t;
-        } else {
-          s[n][e] = scale.apply(s[n][e]);
-        }
-      }
-  }
-
-  // Which of 16 keys and kRows rows do not see each other; a floating mask is added to the others. As in the forward,
-  // the mask is not read where position hides.
-  __device__ __forceinline__ uint32_t hide(Weights& s, int of, int row0, int key0) const {
-    uint32_t hidden = 0;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
+    for (int half = 0; half < 2 && kHides; ++half) {
       const int key = key0 + lane / 4 + 8 * half;
       const Position::Keys seeing = position.queries(key, queries.count);
-      const int begin = seeing.begin - row0, end = key < keys.count ? seeing.end - row0 : 0;
-      const int64_t mask_at = p.mask_stride.at(batch, of, row0) + p.mask_stride_key * key;
+      begin[half] = seeing.begin - row0, end[half] = key < keys.count ? seeing.end - row0 : 0;
+      mask_at[half] = p.mask_stride.at(batch, of, row0) + p.mask_stride_key * key;
+    }
 #pragma unroll
-      for (int n = 0; n < kBlocks; ++n)
+    for (int n = 0; n < kBlocks; ++n) {
+      const float2 norms = numbers_of(turn, 0, n);
+      float2 changes{0, 0}, lows{0, 0};
+      if constexpr (Tiles::kKey) changes = numbers_of(turn, 1, n);
+      if constexpr (kMask == Mask::floating) lows = numbers_of(turn, 2, n);
 #pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const int row = 8 * n + lane % 4 * 2 + e;
-          bool hides = row < begin || row >= end;
+      for (int e = 0; e < 4; ++e) {
+        const int row = 8 * n + lane % 4 * 2 + e % 2;
+        const float norm = e % 2 ? norms.y : norms.x, change = e % 2 ? changes.y : changes.x;
+        float x = s[n][e], slope = 1;
+        if constexpr (kSoftcap) {
+          const float t = tanh_by_exp2(x * scale.products);
+          x = t * scale.cap, slope = 1.0f - t * t;
+        } else {
+          x = scale.apply(x);
+        }
+        bool hides = false;
+        if constexpr (kHides) {
+          hides = row < begin[e / 2] || row >= end[e / 2];
           if constexpr (kMask != Mask::none) {
             if (!hides) {
-              const int64_t at = mask_at + p.mask_stride.row * row;
+              const int64_t at = mask_at[e / 2] + p.mask_stride.row * row;
               if constexpr (kMask == Mask::boolean) {
                 const unsigned char sees = p.mask.data[at];
                 hides = !sees;
               } else {
                 const float bias = p.mask[at];
                 hides = bias == minus_infinity();
-                s[n][2 * half + e] += bias * kLog2e;
+                x += bias * kLog2e;
               }
             }
           }
-          hidden |= uint32_t(hides) << (4 * n + 2 * half + e);
+          hidden |= uint32_t(hides) << (4 * n + e);
         }
-    }
-    return hidden;
-  }
-  __device__ __forceinline__ static void clear(Weights& weights, uint32_t hidden) {
-#pragma unroll
-    for (int n = 0; n < kBlocks; ++n)
-#pragma unroll
-      for (int e = 0; e < 4; ++e)
-        if (hidden >> (4 * n + e) & 1) weights[n][e] = 0;
-  }
-
-  // Scores become probabilities. Those of a mask's may be so large that the norm is in two parts.
-  __device__ __forceinline__ void weigh(Weights& s, int turn) const {
-#pragma unroll
-    for (int n = 0; n < kBlocks; ++n) {
-      const float2 norm = numbers_of(turn, 0, n);
-      float2 low{0, 0};
-      if constexpr (kMask == Mask::floating) low = numbers_of(turn, 2, n);
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        float x = s[n][e] * scale.softmax - (e % 2 ? norm.y : norm.x);
-        if constexpr (kMask == Mask::floating) x -= e % 2 ? low.y : low.x;
-        s[n][e] = exp2_approx(x);
-      }
-    }
-  }
-
-  // Products scaled.v become dS.
-  __device__ __forceinline__ void differentiate(Weights& ds, const Weights& weights, const Weights& slope,
-                                                int turn) const {
-#pragma unroll
-    for (int n = 0; n < kBlocks; ++n) {
-      const float2 change = numbers_of(turn, 1, n);
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        float x = weights[n][e] * (ds[n][e] - (e % 2 ? change.y : change.x));
-        if constexpr (kSoftcap) x *= slope[n][e];
-        ds[n][e] = x;
+        x = x * scale.softmax - norm;
+        if constexpr (kMask == Mask::floating) x -= e % 2 ? lows.y : lows.x;  // the norm is in two parts
+        const float weight = exp2_approx(x);
+        s[n][e] = hides ? 0 : weight;
+        if constexpr (Tiles::kKey) ds[n][e] = hides ? 0 : weight * (ds[n][e] - change) * slope;
       }
     }
   }
