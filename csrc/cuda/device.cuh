@@ -15,6 +15,7 @@
 //   mma<T>(d, a, b)                                               m16n8k16 for bf16 and f16, m16n8k8 for tf32
 //   pack<T>(low, high), unpack<T>(bits), to_tf32(x)               rounding is to nearest
 //   exp2_approx, log2_approx, rcp_approx, rsqrt_approx, tanh_approx
+//   opaque(x)                                  x, but the compiler does not know: what depends on it is computed anew
 // Only barriers, __syncwarp and fences order memory among threads; shuffles, votes, ldmatrix and mma do not.
 #pragma once
 

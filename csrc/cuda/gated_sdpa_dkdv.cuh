@@ -47,7 +47,9 @@ struct GatedSdpaKeyTiles {
   static_assert(kWanted != Wanted::both || kBothFit, "two launches");
 
   static constexpr int kWarps = 4, kThreads = 32 * kWarps, kKeys = 16 * kWarps;
-  static constexpr int kRows = kWidest <= 80 ? 64 : kWidest <= 192 || !kKey ? 32 : 16;  // of the queries
+  // Of the queries: as many as leave room for the sums in registers, and for two stages in shared memory.
+  static constexpr int kSums = (kKey ? kD : 0) + (kValue ? kDv : 0);
+  static constexpr int kRows = kWidest <= 80 ? 64 : kSums > 256 || (kWidest > 192 && kKey) ? 16 : 32;
 
   // Shared memory: a warp's rows of k and, for dK, of v, for all warps; then stages of q, scaled and three numbers a
   // row.
@@ -71,7 +73,8 @@ struct GatedSdpaKeyGradients {
   const ScoreScale<kSoftcap, kMask> scale;
   const Shared<unsigned char> mine, stages;  // this warp's keys, and the block's rows
   const Shared<uint32_t> found;
-  const int lane, batch, head;  // head: of keys and values
+  int lane;
+  const int batch, head;  // head: of keys and values
   const Rows queries, keys;
   const Position position;
 
@@ -138,7 +141,7 @@ struct GatedSdpaKeyGradients {
   }
 
   // Keys `block_key` .. of the sequence.
-  __device__ __forceinline__ void run(int block_key) const {
+  __device__ __forceinline__ void run(int block_key) {
     const int key0 = block_key + int(threadIdx.x) / 32 * 16;
     const int block_end = min(block_key + Tiles::kKeys, keys.count), key_end = min(key0 + 16, keys.count);
     const int begin = position.queries(block_key, queries.count).begin / kRows;
@@ -169,10 +172,12 @@ struct GatedSdpaKeyGradients {
       if (key0 >= last.end || key_end <= first.begin) continue;
 
       const Shared<unsigned char> query = stage(turn), scaled = query + Tiles::kQueryBytes;
+      lane = opaque(lane);  // the places that depend on it are computed anew: kept, they would not fit
       Weights weights = {}, ds = {};
       if constexpr (Tiles::kKey) multiply<kDv>(ds, values(), scaled, 0);
       multiply<kD>(weights, mine, query, p.scale < 0 ? 0x80008000u : 0);
       uint32_t hidden = 0;  // a bit a weight
+      if (!whole) hidden = hide(this_head, row0, key0);
       if (whole)
         weigh<false>(weights, ds, hidden, turn, this_head, row0, key0);
       else
@@ -213,21 +218,45 @@ struct GatedSdpaKeyGradients {
     }
   }
 
-  // From products q.k to P, and from scaled.v to dS, element by element: nothing but the two is there for all of them.
-  // A bit of `hidden` is set, and both are 0, where key and row do not see each other. As in the forward, the mask is
+  // Which of 16 keys and kRows rows do not see each other, by position and a boolean mask. As in the forward, masks are
   // not read where position hides.
+  __device__ __forceinline__ uint32_t hide(int of, int row0, int key0) const {
+    const int first_row = row0 + lane % 4 * 2;
+    int begin[2], end[2];  // of the rows that see this lane's two keys, counted from its first one
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int key = key0 + lane / 4 + 8 * half;
+      const Position::Keys seeing = position.queries(key, queries.count);
+      begin[half] = seeing.begin - first_row, end[half] = key < keys.count ? seeing.end - first_row : 0;
+    }
+    int64_t mask_at = p.mask_stride.at(batch, of, first_row) + p.mask_stride_key * (key0 + lane / 4);
+    uint32_t hidden = 0;
+    // A loop: all places of the mask at once would take more registers than there are.
+#pragma unroll kMask == Mask::boolean ? kBlocks / 2 : kBlocks
+    for (int n = 0; n < kBlocks; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int row = 8 * n + e % 2;
+        bool hides = row < begin[e / 2] || row >= end[e / 2];
+        if constexpr (kMask == Mask::boolean) {
+          if (!hides) {
+            const unsigned char sees = p.mask.data[mask_at + p.mask_stride.row * (e % 2) + p.mask_stride_key * (e / 2 * 8)];
+            hides = !sees;
+          }
+        }
+        hidden |= uint32_t(hides) << (4 * n + e);
+      }
+      mask_at += 8 * p.mask_stride.row;
+    }
+    return hidden;
+  }
+
+  // From products q.k to P, and from scaled.v to dS, element by element: nothing but the two is there for all of them.
+  // Both are 0 where key and row do not see each other; a floating mask's -inf join the bits of `hidden`.
   template <bool kHides>
   __device__ __forceinline__ void weigh(Weights& s, Weights& ds, uint32_t& hidden, int turn, int of, int row0,
                                         int key0) const {
-    int begin[2], end[2];
-    int64_t mask_at[2];
-#pragma unroll
-    for (int half = 0; half < 2 && kHides; ++half) {
-      const int key = key0 + lane / 4 + 8 * half;
-      const Position::Keys seeing = position.queries(key, queries.count);
-      begin[half] = seeing.begin - row0, end[half] = key < keys.count ? seeing.end - row0 : 0;
-      mask_at[half] = p.mask_stride.at(batch, of, row0) + p.mask_stride_key * key;
-    }
+    const int64_t mask_at = p.mask_stride.at(batch, of, row0) + p.mask_stride_key * (key0 + lane / 4);
 #pragma unroll
     for (int n = 0; n < kBlocks; ++n) {
       const float2 norms = numbers_of(turn, 0, n);
@@ -236,7 +265,6 @@ struct GatedSdpaKeyGradients {
       if constexpr (kMask == Mask::floating) lows = numbers_of(turn, 2, n);
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const int row = 8 * n + lane % 4 * 2 + e % 2;
         const float norm = e % 2 ? norms.y : norms.x, change = e % 2 ? changes.y : changes.x;
         float x = s[n][e], slope = 1;
         if constexpr (kSoftcap) {
@@ -245,23 +273,15 @@ struct GatedSdpaKeyGradients {
         } else {
           x = scale.apply(x);
         }
-        bool hides = false;
-        if constexpr (kHides) {
-          hides = row < begin[e / 2] || row >= end[e / 2];
-          if constexpr (kMask != Mask::none) {
-            if (!hides) {
-              const int64_t at = mask_at[e / 2] + p.mask_stride.row * row;
-              if constexpr (kMask == Mask::boolean) {
-                const unsigned char sees = p.mask.data[at];
-                hides = !sees;
-              } else {
-                const float bias = p.mask[at];
-                hides = bias == minus_infinity();
-                x += bias * kLog2e;
-              }
-            }
+        bool hides = kHides && (hidden >> (4 * n + e) & 1);
+        if constexpr (kMask == Mask::floating) {
+          if (!hides) {
+            const int row = 8 * n + lane % 4 * 2 + e % 2;
+            const float bias = p.mask[mask_at + p.mask_stride.row * row + p.mask_stride_key * (e / 2 * 8)];
+            hides = bias == minus_infinity();
+            hidden |= uint32_t(hides) << (4 * n + e);
+            x += bias * kLog2e;
           }
-          hidden |= uint32_t(hides) << (4 * n + e);
         }
         x = x * scale.softmax - norm;
         if constexpr (kMask == Mask::floating) x -= e % 2 ? lows.y : lows.x;  // the norm is in two parts
@@ -342,7 +362,7 @@ __global__ void __launch_bounds__(GatedSdpaKeyTiles<kD, kDv, kWanted>::kThreads)
   const int tiles = key_tiles<Tiles::kKeys>(p), of = int(blockIdx.x) / tiles, place = int(blockIdx.x) % tiles;
   const RowTile tile = p.cu_seqlens_k ? packed_tile<Tiles::kKeys>(p.cu_seqlens_k, p.batch, p.seqlen_k, of, place)
                                       : RowTile{of / p.heads_kv, of % p.heads_kv, place * Tiles::kKeys};
-  const GatedSdpaKeyGradients<T, kD, kDv, kSoftcap, kMask, kWanted> block(g, shared, tile.batch, tile.head);
+  GatedSdpaKeyGradients<T, kD, kDv, kSoftcap, kMask, kWanted> block(g, shared, tile.batch, tile.head);
   if (tile.row < block.keys.count) block.run(tile.row);
 }
 

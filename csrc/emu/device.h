@@ -91,6 +91,8 @@ inline uint32_t to_tf32(float x) {
   return x - x == 0 ? (bits + 0x1000u) & 0xffffe000u : bits & 0xffffe000u;
 }
 
+inline int opaque(int x) { return x; }
+
 inline float exp2_approx(float x) { return std::exp2(x); }
 inline float log2_approx(float x) { return std::log2(x); }
 inline float rcp_approx(float x) { return 1 / x; }
