@@ -103,10 +103,11 @@ struct GatedSdpaKeyGradients {
   using ScaledLoader = TileLoader<kRows, kDv, Tiles::kThreads, T>;
   __device__ __forceinline__ QueryLoader query_loader(int of) const {
     return {p.query + p.query_stride.at(batch, of, queries.first), p.query_stride.row, queries.count,
-            int(threadIdx.x)};
+            opaque(int(threadIdx.x))};
   }
   __device__ __forceinline__ ScaledLoader scaled_loader(int of) const {
-    return {g.scaled + g.row_at(batch, of, queries) * kDv, kDv, queries.count, int(threadIdx.x)};
+    return {g.scaled + g.row_at(batch, of, queries) * kDv, kDv, queries.count,
+            opaque(int(threadIdx.x))};
   }
 
   __device__ __forceinline__ void load_keys(int key0) const {
@@ -172,7 +173,7 @@ struct GatedSdpaKeyGradients {
       if (key0 >= last.end || key_end <= first.begin) continue;
 
       const Shared<unsigned char> query = stage(turn), scaled = query + Tiles::kQueryBytes;
-      lane = opaque(lane);  // the places that depend on it are computed anew: kept, they would not fit
+      lane = opaque(lane);  // the places that depend on it are computed anew: kept, they would not all fit
       Weights weights = {}, ds = {};
       if constexpr (Tiles::kKey) multiply<kDv>(ds, values(), scaled, 0);
       multiply<kD>(weights, mine, query, p.scale < 0 ? 0x80008000u : 0);
@@ -222,6 +223,7 @@ struct GatedSdpaKeyGradients {
   // not read where position hides.
   __device__ __forceinline__ uint32_t hide(int of, int row0, int key0) const {
     const int first_row = row0 + lane % 4 * 2;
+    int64_t mask_at = mask_of(of, row0, key0);
     int begin[2], end[2];  // of the rows that see this lane's two keys, counted from its first one
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -229,26 +231,30 @@ struct GatedSdpaKeyGradients {
       const Position::Keys seeing = position.queries(key, queries.count);
       begin[half] = seeing.begin - first_row, end[half] = key < keys.count ? seeing.end - first_row : 0;
     }
-    int64_t mask_at = p.mask_stride.at(batch, of, first_row) + p.mask_stride_key * (key0 + lane / 4);
     uint32_t hidden = 0;
     // A loop: all places of the mask at once would take more registers than there are.
 #pragma unroll kMask == Mask::boolean ? kBlocks / 2 : kBlocks
-    for (int n = 0; n < kBlocks; ++n) {
+    for (int n = 0; n < kBlocks; ++n, mask_at += 8 * p.mask_stride.row) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         const int row = 8 * n + e % 2;
         bool hides = row < begin[e / 2] || row >= end[e / 2];
         if constexpr (kMask == Mask::boolean) {
           if (!hides) {
-            const unsigned char sees = p.mask.data[mask_at + p.mask_stride.row * (e % 2) + p.mask_stride_key * (e / 2 * 8)];
+            const int64_t at = mask_at + p.mask_stride.row * (e % 2) + p.mask_stride_key * (e / 2 * 8);
+            const unsigned char sees = p.mask.data[at];
             hides = !sees;
           }
         }
         hidden |= uint32_t(hides) << (4 * n + e);
       }
-      mask_at += 8 * p.mask_stride.row;
     }
     return hidden;
+  }
+
+  // Where the mask has this lane's first row and key.
+  __device__ __forceinline__ int64_t mask_of(int of, int row0, int key0) const {
+    return p.mask_stride.at(batch, of, row0 + lane % 4 * 2) + p.mask_stride_key * (key0 + lane / 4);
   }
 
   // From products q.k to P, and from scaled.v to dS, element by element: nothing but the two is there for all of them.
@@ -256,9 +262,9 @@ struct GatedSdpaKeyGradients {
   template <bool kHides>
   __device__ __forceinline__ void weigh(Weights& s, Weights& ds, uint32_t& hidden, int turn, int of, int row0,
                                         int key0) const {
-    const int64_t mask_at = p.mask_stride.at(batch, of, row0) + p.mask_stride_key * (key0 + lane / 4);
+    int64_t mask_at = mask_of(of, row0, key0);
 #pragma unroll
-    for (int n = 0; n < kBlocks; ++n) {
+    for (int n = 0; n < kBlocks; ++n, mask_at += 8 * p.mask_stride.row) {
       const float2 norms = numbers_of(turn, 0, n);
       float2 changes{0, 0}, lows{0, 0};
       if constexpr (Tiles::kKey) changes = numbers_of(turn, 1, n);
@@ -276,8 +282,7 @@ struct GatedSdpaKeyGradients {
         bool hides = kHides && (hidden >> (4 * n + e) & 1);
         if constexpr (kMask == Mask::floating) {
           if (!hides) {
-            const int row = 8 * n + lane % 4 * 2 + e % 2;
-            const float bias = p.mask[mask_at + p.mask_stride.row * row + p.mask_stride_key * (e / 2 * 8)];
+            const float bias = p.mask[mask_at + p.mask_stride.row * (e % 2) + p.mask_stride_key * (e / 2 * 8)];
             hides = bias == minus_infinity();
             hidden |= uint32_t(hides) << (4 * n + e);
             x += bias * kLog2e;
@@ -354,7 +359,7 @@ __host__ __device__ inline int64_t gated_sdpa_key_blocks(const GatedSdpa<T>& p) 
 // A grid of gated_sdpa_key_blocks(...) blocks, with Tiles::kSharedBytes of dynamic shared memory. Neighbouring blocks
 // are of one head and share its rows; the first keys, which most rows see under a causal mask, come first.
 template <class T, int kD, int kDv, bool kSoftcap, Mask kMask, Wanted kWanted>
-__global__ void __launch_bounds__(GatedSdpaKeyTiles<kD, kDv, kWanted>::kThreads)
+__global__ void __launch_bounds__(GatedSdpaKeyTiles<kD, kDv, kWanted>::kThreads, 1)
     gated_sdpa_dkdv(const __grid_constant__ GatedSdpaBackward<T> g) {
   using Tiles = GatedSdpaKeyTiles<kD, kDv, kWanted>;
   NSK_DYNAMIC_SHARED(shared);
