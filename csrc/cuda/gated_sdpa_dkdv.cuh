@@ -23,9 +23,9 @@
 //   dK += dS q
 //
 // A warp copies its own rows of k and v only, once, and leaves its results in their place at the end; so they leave in
-// whole pieces of 16 bytes, and only __syncwarp orders that. Both gradients of wide heads do not fit into the registers:
-// there one launch computes dK, another one dV.
-//
+// A warp copies its own rows of k and v only, once, and leaves its results in their place at the end; so these leave in
+// whole pieces of 16 bytes, and only __syncwarp orders that. Where heads are so wide that both gradients do not fit into
+// the registers, one launch computes dK, another one dV.
 // What a row holds must not reach a key that it does not see even as 0 times infinity. So tiles that are not seen whole
 // are looked through for what is not finite by the threads that copied them, as in the forward; only where there is
 // something do the sums take a longer way.
@@ -106,8 +106,7 @@ struct GatedSdpaKeyGradients {
             opaque(int(threadIdx.x))};
   }
   __device__ __forceinline__ ScaledLoader scaled_loader(int of) const {
-    return {g.scaled + g.row_at(batch, of, queries) * kDv, kDv, queries.count,
-            opaque(int(threadIdx.x))};
+    return {g.scaled + g.row_at(batch, of, queries) * kDv, kDv, queries.count, opaque(int(threadIdx.x))};
   }
 
   __device__ __forceinline__ void load_keys(int key0) const {

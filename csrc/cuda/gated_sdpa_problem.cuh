@@ -94,7 +94,7 @@ __host__ __device__ inline int64_t gated_sdpa_blocks(const GatedSdpa<T>& p) {
   return int64_t(row_tiles<kRows>(p)) * p.heads_q * (p.cu_seqlens_q ? 1 : p.batch);
 }
 
-// Whose tile is at a place among those of packed sequences, `rows` in all: the sequence, and the tile's first row there.
+// Whose tile is at a place among those of packed sequences of `rows` rows in all, and where in its sequence it begins.
 template <int kRows>
 __device__ __forceinline__ RowTile packed_tile(Global<const int32_t> cu_seqlens, int sequences, int rows, int head,
                                                int place) {

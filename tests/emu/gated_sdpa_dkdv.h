@@ -20,7 +20,7 @@ struct KeyGradientsCase {
   int left = -1, right = -1;
   float scale = 0.125f, softcap = 0;
   Mask mask = Mask::none;
-  bool float_mask = false, mask_per_head = false;
+  bool float_mask = false, mask_per_head = false, mask_of_keys = false;  // last: the same for all rows
   float lift = 0;  // added to a floating mask
   Bad bad = Bad::nothing;
   int bad_row = 30;
@@ -44,11 +44,10 @@ class KeyGradientsProblem {
     if (c.bad == Bad::value) spoil(&v_[c.bad_row * row_v_], c.heads_kv * kDv);
     if (c.bad == Bad::scaled)
       for (int h = 0; h < c.heads_q; ++h) spoil(&scaled_[(h * c.seqlen_q + c.bad_row) * kDv], kDv);
-    masks_ = c.mask_per_head ? c.batch * c.heads_q : 1;
-    wide_mask_ = normal(size_t(masks_) * c.seqlen_q * c.seqlen_k, seed + 4);
+    wide_mask_ = normal(size_t(c.mask_per_head ? c.batch * c.heads_q : 1) * c.seqlen_q * c.seqlen_k, seed + 4);
     for (size_t at = 0; at < wide_mask_.size(); ++at) {
       float& x = wide_mask_[at];
-      const bool blind = at / c.seqlen_k % c.seqlen_q == 5;  // a row that sees nothing
+      const bool blind = at / c.seqlen_k % c.seqlen_q == 5 && !c.mask_of_keys;  // a row that sees nothing
       bytes_.push_back(x > -0.3f && !blind);
       x = x < -1 || blind ? -INFINITY : x + c.lift;
       narrow_mask_.push_back(from_float<T>(x));
@@ -81,7 +80,8 @@ class KeyGradientsProblem {
       p.mask = {static_cast<const unsigned char*>(data), c_.float_mask};
     }
     const int64_t mask_size = c_.mask_per_head ? int64_t(c_.seqlen_q) * c_.seqlen_k : 0;
-    p.mask_stride = {mask_size * c_.heads_q, mask_size, c_.seqlen_k}, p.mask_stride_key = 1;
+    p.mask_stride = {mask_size * c_.heads_q, mask_size, c_.mask_of_keys ? 0 : c_.seqlen_k};
+    p.mask_stride_key = c_.mask_of_keys ? 2 : 1;
     if (packed()) {
       p.cu_seqlens_q = memory.input("cu_seqlens_q", c_.cu_q.data(), c_.cu_q.size());
       p.cu_seqlens_k = memory.input("cu_seqlens_k", c_.cu_k.data(), c_.cu_k.size());
@@ -171,7 +171,8 @@ class KeyGradientsProblem {
     double top = -INFINITY;
     bool alive = false;
     for (int j = 0; j < sk; ++j) {
-      const int64_t mask = (int64_t(c_.mask_per_head ? b * c_.heads_q + h : 0) * c_.seqlen_q + i) * c_.seqlen_k + j;
+      int64_t mask = (int64_t(c_.mask_per_head ? b * c_.heads_q + h : 0) * c_.seqlen_q + i) * c_.seqlen_k + j;
+      if (c_.mask_of_keys) mask = 2 * j;
       seen[j] = !(c_.causal && j > i + offset) && !(c_.left >= 0 && j < i + offset - c_.left) &&
                 !(c_.right >= 0 && j > i + offset + c_.right) && !(kMask == Mask::boolean && !bytes_[mask]) &&
                 !(kMask == Mask::floating && wide_mask_[mask] == -INFINITY);
@@ -242,8 +243,9 @@ class KeyGradientsProblem {
         continue;
       }
       // All that is not rounded to T is of the order of fp32.
-      const double allowed = half_ulp * (1.01 * std::fabs(sum.value) + std::fmin(sum.size, 2 * std::sqrt(sum.squares))) +
-                             0x1p-16 * sum.size + (kBf16 ? 1e-37 : 0x1p-25 * (1 + sum.tiny));
+      const double rounded = 1.01 * std::fabs(sum.value) + std::fmin(sum.size, 2 * std::sqrt(sum.squares));
+      const double allowed =
+          half_ulp * rounded + 0x1p-16 * sum.size + (kBf16 ? 1e-37 : 0x1p-25 * (1 + sum.tiny));
       const double share = std::fabs(x - sum.value) / allowed;
       if (!(share <= worst)) worst = share;
       if (!(share <= 1)) return false;
@@ -253,7 +255,6 @@ class KeyGradientsProblem {
 
   KeyGradientsCase c_;
   int64_t row_q_, row_k_, row_v_, rows_q_, rows_k_;
-  int masks_;
   std::vector<T> q_, k_, v_, scaled_, narrow_mask_;
   std::vector<float> wide_mask_, norm_, norm_low_, change_;
   std::vector<unsigned char> bytes_;

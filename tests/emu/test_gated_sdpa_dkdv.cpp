@@ -98,6 +98,9 @@ void scales_and_softcaps() {
 void masks() {
   KeyGradientsCase c{.batch = 2, .heads_q = 2, .seqlen_q = 70, .seqlen_k = 100, .mask = Mask::boolean};
   prove<bf16, 64, 64, false, Mask::boolean>("boolean mask", c, true);
+  c.mask_of_keys = true;
+  prove<bf16, 64, 64, false, Mask::boolean>("boolean mask of keys", c);
+  c.mask_of_keys = false;
   c.causal = c.mask_per_head = true, c.left = 50;
   prove<bf16, 64, 64, false, Mask::boolean>("boolean mask of heads, window", c);
   c.mask = Mask::floating;
@@ -106,6 +109,9 @@ void masks() {
   prove<bf16, 64, 64, false, Mask::floating>("floating mask of float", c, true);
   c.lift = 1000;
   prove<bf16, 64, 64, false, Mask::floating>("floating mask of 1000", c);
+  c.mask_per_head = false, c.mask_of_keys = true, c.seqlen_q = 130;
+  prove<f16, 64, 64, false, Mask::floating>("floating mask of keys", c);
+  c.mask_of_keys = false, c.seqlen_q = 70;
   c.lift = 0;
   prove<f16, 256, 256, false, Mask::floating>("floating mask of float, 256", c);
   c.softcap = 3;
