@@ -22,10 +22,10 @@
 //   dV += P scaled
 //   dK += dS q
 //
-// A warp copies its own rows of k and v only, once, and leaves its results in their place at the end; so they leave in
-// A warp copies its own rows of k and v only, once, and leaves its results in their place at the end; so these leave in
-// whole pieces of 16 bytes, and only __syncwarp orders that. Where heads are so wide that both gradients do not fit into
-// the registers, one launch computes dK, another one dV.
+// A warp copies its own rows of k and v only, once, and leaves its results in their place at the end: so they leave in
+// whole pieces of 16 bytes, and only __syncwarp orders that. Where heads are so wide that the sums for both gradients do
+// not fit into the registers, one launch computes dK, another one dV.
+//
 // What a row holds must not reach a key that it does not see even as 0 times infinity. So tiles that are not seen whole
 // are looked through for what is not finite by the threads that copied them, as in the forward; only where there is
 // something do the sums take a longer way.
@@ -177,11 +177,12 @@ struct GatedSdpaKeyGradients {
       if constexpr (Tiles::kKey) multiply<kDv>(ds, values(), scaled, 0);
       multiply<kD>(weights, mine, query, p.scale < 0 ? 0x80008000u : 0);
       uint32_t hidden = 0;  // a bit a weight
-      if (!whole) hidden = hide(this_head, row0, key0);
-      if (whole)
+      if (whole) {
         weigh<false>(weights, ds, hidden, turn, this_head, row0, key0);
-      else
+      } else {
+        hidden = hide(this_head, row0, key0);
         weigh<true>(weights, ds, hidden, turn, this_head, row0, key0);
+      }
       const bool selects = !block_whole && !whole && found_infinities(turn);
       if constexpr (Tiles::kValue) add<kDv>(dv, weights, selects, hidden, scaled);
       if constexpr (Tiles::kKey) add<kD>(dk, ds, selects, hidden, query);
@@ -358,7 +359,7 @@ __host__ __device__ inline int64_t gated_sdpa_key_blocks(const GatedSdpa<T>& p) 
 // A grid of gated_sdpa_key_blocks(...) blocks, with Tiles::kSharedBytes of dynamic shared memory. Neighbouring blocks
 // are of one head and share its rows; the first keys, which most rows see under a causal mask, come first.
 template <class T, int kD, int kDv, bool kSoftcap, Mask kMask, Wanted kWanted>
-__global__ void __launch_bounds__(GatedSdpaKeyTiles<kD, kDv, kWanted>::kThreads, 1)
+__global__ void __launch_bounds__(GatedSdpaKeyTiles<kD, kDv, kWanted>::kThreads, 1)  // 1: else fewer registers, and spills
     gated_sdpa_dkdv(const __grid_constant__ GatedSdpaBackward<T> g) {
   using Tiles = GatedSdpaKeyTiles<kD, kDv, kWanted>;
   NSK_DYNAMIC_SHARED(shared);
