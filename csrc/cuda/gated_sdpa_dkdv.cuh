@@ -22,7 +22,7 @@
 //   dV += P scaled
 //   dK += dS q
 //
-// A warp copies its own rows of k and v only, once, and leaves its results in their place at the end: so they leave in
+// A warp copies its own rows of k and v only, once, and leaves its results in their place at the end: they leave in
 // whole pieces of 16 bytes, and only __syncwarp orders that. Where heads are so wide that the sums for both gradients do
 // not fit into the registers, one launch computes dK, another one dV.
 //
@@ -358,8 +358,9 @@ __host__ __device__ inline int64_t gated_sdpa_key_blocks(const GatedSdpa<T>& p) 
 
 // A grid of gated_sdpa_key_blocks(...) blocks, with Tiles::kSharedBytes of dynamic shared memory. Neighbouring blocks
 // are of one head and share its rows; the first keys, which most rows see under a causal mask, come first.
+// To the bound of one block: else the compiler may settle for fewer registers, and spill.
 template <class T, int kD, int kDv, bool kSoftcap, Mask kMask, Wanted kWanted>
-__global__ void __launch_bounds__(GatedSdpaKeyTiles<kD, kDv, kWanted>::kThreads, 1)  // 1: else fewer registers, and spills
+__global__ void __launch_bounds__(GatedSdpaKeyTiles<kD, kDv, kWanted>::kThreads, 1)
     gated_sdpa_dkdv(const __grid_constant__ GatedSdpaBackward<T> g) {
   using Tiles = GatedSdpaKeyTiles<kD, kDv, kWanted>;
   NSK_DYNAMIC_SHARED(shared);
