@@ -23,8 +23,8 @@
 //   dK += dS q
 //
 // A warp copies its own rows of k and v only, once, and leaves its results in their place at the end: they leave in
-// whole pieces of 16 bytes, and only __syncwarp orders that. Where heads are so wide that the sums for both gradients do
-// not fit into the registers, one launch computes dK, another one dV.
+// whole pieces of 16 bytes, and only __syncwarp orders that. Where heads are so wide that the sums for both gradients
+// do not fit into the registers, one launch computes dK, another one dV.
 //
 // What a row holds must not reach a key that it does not see even as 0 times infinity. So tiles that are not seen whole
 // are looked through for what is not finite by the threads that copied them, as in the forward; only where there is
