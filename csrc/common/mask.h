@@ -36,6 +36,18 @@ struct PositionMask {
     if (end < begin) end = begin;
     return {begin, end};
   }
+
+  // The other way round: which of `seqlen_q` queries see key j.
+  constexpr KeyRange queries(int64_t j, int64_t seqlen_q) const {
+    const int64_t center = j - offset;
+    int64_t begin = right < 0 ? 0 : center - right;
+    int64_t end = left < 0 ? seqlen_q : center + left + 1;
+    if (begin < 0) begin = 0;
+    if (begin > seqlen_q) begin = seqlen_q;
+    if (end > seqlen_q) end = seqlen_q;
+    if (end < begin) end = begin;
+    return {begin, end};
+  }
 };
 
 }  // namespace nsk

@@ -94,18 +94,15 @@ __host__ __device__ inline int64_t gated_sdpa_blocks(const GatedSdpa<T>& p) {
   return int64_t(row_tiles<kRows>(p)) * p.heads_q * (p.cu_seqlens_q ? 1 : p.batch);
 }
 
-// Neighbouring blocks are of one head and share its keys; the last rows, which see most keys under a causal mask, come
-// first.
-template <int kRows, class T>
-__device__ __forceinline__ RowTile row_tile(const GatedSdpa<T>& p) {
-  const int tiles = row_tiles<kRows>(p), of = int(blockIdx.x) / tiles;
-  const int place = tiles - 1 - int(blockIdx.x) % tiles;
-  if (!p.cu_seqlens_q) return {of / p.heads_q, of % p.heads_q, place * kRows};
+// Whose tile is at a place among those of packed sequences of `rows` rows in all, and where in its sequence it begins.
+template <int kRows>
+__device__ __forceinline__ RowTile packed_tile(Global<const int32_t> cu_seqlens, int sequences, int rows, int head,
+                                               int place) {
   const auto before = [&](int sequence) {
-    const int c = p.cu_seqlens_q[sequence];
-    return min(max(c, 0), p.seqlen_q) / kRows + sequence;
+    const int c = cu_seqlens[sequence];
+    return min(max(c, 0), rows) / kRows + sequence;
   };
-  int first = 0, last = p.batch - 1;  // of the sequences that it may be
+  int first = 0, last = sequences - 1;  // of the sequences that it may be
   while (first < last) {
     const int middle = (first + last + 1) / 2;
     if (before(middle) <= place)
@@ -115,7 +112,17 @@ __device__ __forceinline__ RowTile row_tile(const GatedSdpa<T>& p) {
   }
   // With offsets out of order it may be anything; then there is nothing to do.
   const int tile = place - before(first);
-  return {first, of, tile < 0 ? p.seqlen_q : tile * kRows};
+  return {first, head, tile < 0 ? rows : tile * kRows};
+}
+
+// Neighbouring blocks are of one head and share its keys; the last rows, which see most keys under a causal mask, come
+// first.
+template <int kRows, class T>
+__device__ __forceinline__ RowTile row_tile(const GatedSdpa<T>& p) {
+  const int tiles = row_tiles<kRows>(p), of = int(blockIdx.x) / tiles;
+  const int place = tiles - 1 - int(blockIdx.x) % tiles;
+  if (!p.cu_seqlens_q) return {of / p.heads_q, of % p.heads_q, place * kRows};
+  return packed_tile<kRows>(p.cu_seqlens_q, p.batch, p.seqlen_q, of, place);
 }
 
 }  // namespace nsk::cuda

@@ -48,6 +48,10 @@ struct Position {
     const KeyRange range = PositionMask{seqlen_k, offset, left, right}.keys(row);
     return {int(range.begin), int(range.end)};
   }
+  __device__ __forceinline__ Keys queries(int key, int rows) const {
+    const KeyRange range = PositionMask{seqlen_k, offset, left, right}.queries(key, rows);
+    return {int(range.begin), int(range.end)};
+  }
 };
 
 // The lowest finite number. A mask may hold it on all keys of a row, which then all count the same: times log2(e) it

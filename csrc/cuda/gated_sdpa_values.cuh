@@ -45,18 +45,12 @@ __device__ __forceinline__ void add_values(float (&out)[kDv / 8][4], const float
   }
 }
 
-// The same where values that are not finite meet weights of -0, which mean that a row does not see the key: 0 times
-// infinity would be NaN. The units get 0 for such values; to the rows that see them they are then added as they are.
+// Values that are not finite, added as they are to the rows that see them. `hidden` has a bit for each weight, 4 n + e
+// for e of block n.
 template <class T, int kDv, int kBlocks>
-__device__ __forceinline__ void add_seen_values(float (&out)[kDv / 8][4], const float (&weights)[kBlocks][4],
-                                                Shared<unsigned char> values, int lane) {
+__device__ __forceinline__ void add_not_finite(float (&out)[kDv / 8][4], uint32_t hidden, Shared<unsigned char> values,
+                                               int lane) {
   static_assert(4 * kBlocks <= 32);
-  add_values<T, true, kDv>(out, weights, values, lane);
-  uint32_t hidden = 0;  // one bit a weight
-#pragma unroll
-  for (int n = 0; n < kBlocks; ++n)
-#pragma unroll
-    for (int e = 0; e < 4; ++e) hidden |= uint32_t(__float_as_uint(weights[n][e]) == 0x80000000u) << (4 * n + e);
 #pragma unroll 1
   for (int key = 0; key < 8 * kBlocks; ++key) {
     const uint32_t bits = __shfl_sync(0xffffffffu, hidden, lane / 4 * 4 + key % 8 / 2) >> (key / 8 * 4 + key % 2);
@@ -71,6 +65,28 @@ __device__ __forceinline__ void add_seen_values(float (&out)[kDv / 8][4], const 
         if (seen[half]) out[n][2 * half] += x, out[n][2 * half + 1] += y;
     }
   }
+}
+
+// As add_values where values that are not finite meet weights of 0 that mean that a row does not see the key: 0 times
+// infinity would be NaN. The units get 0 for such values.
+template <class T, int kDv, int kBlocks>
+__device__ __forceinline__ void add_seen_values(float (&out)[kDv / 8][4], const float (&weights)[kBlocks][4],
+                                                uint32_t hidden, Shared<unsigned char> values, int lane) {
+  add_values<T, true, kDv>(out, weights, values, lane);
+  add_not_finite<T, kDv, kBlocks>(out, hidden, values, lane);
+}
+
+// The same with weights of -0 for what is hidden.
+template <class T, int kDv, int kBlocks>
+__device__ __forceinline__ void add_seen_values(float (&out)[kDv / 8][4], const float (&weights)[kBlocks][4],
+                                                Shared<unsigned char> values, int lane) {
+  add_values<T, true, kDv>(out, weights, values, lane);
+  uint32_t hidden = 0;
+#pragma unroll
+  for (int n = 0; n < kBlocks; ++n)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) hidden |= uint32_t(__float_as_uint(weights[n][e]) == 0x80000000u) << (4 * n + e);
+  add_not_finite<T, kDv, kBlocks>(out, hidden, values, lane);
 }
 
 }  // namespace nsk::cuda
