@@ -1,0 +1,11 @@
+# _emulated: the CUDA kernels and their launches as a module for Python that runs them in the emulator.
+find_package(pybind11 CONFIG REQUIRED)
+set(units "")
+foreach(source ${nsk_cuda_sources})
+  get_filename_component(name ${source} NAME_WE)
+  file(CONFIGURE OUTPUT ${nsk_cuda_include}/emulated_${name}.cpp CONTENT "#include \"${source}\"\n" @ONLY)
+  list(APPEND units ${nsk_cuda_include}/emulated_${name}.cpp)
+endforeach()
+pybind11_add_module(_emulated NO_EXTRAS module.cpp ${units})
+target_include_directories(_emulated PRIVATE ${PROJECT_SOURCE_DIR}/csrc/cuda ${nsk_cuda_include})
+target_link_libraries(_emulated PRIVATE nsk_emu)
