@@ -177,12 +177,11 @@ struct GatedSdpaKeyGradients {
       if constexpr (Tiles::kKey) multiply<kDv>(ds, values(), scaled, 0);
       multiply<kD>(weights, mine, query, p.scale < 0 ? 0x80008000u : 0);
       uint32_t hidden = 0;  // a bit a weight
-      if (whole) {
+      if (!whole) hidden = hide(this_head, row0, key0);
+      if (whole)
         weigh<false>(weights, ds, hidden, turn, this_head, row0, key0);
-      } else {
-        hidden = hide(this_head, row0, key0);
+      else
         weigh<true>(weights, ds, hidden, turn, this_head, row0, key0);
-      }
       const bool selects = !block_whole && !whole && found_infinities(turn);
       if constexpr (Tiles::kValue) add<kDv>(dv, weights, selects, hidden, scaled);
       if constexpr (Tiles::kKey) add<kD>(dk, ds, selects, hidden, query);
