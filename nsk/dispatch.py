@@ -89,7 +89,7 @@ def select(op: str, call, request: str) -> ModuleType:
             raise BackendUnavailable(request, reasons)
         return registry.get(request)
     refusals = {}
-    for name in registry.MODULES:
+    for name in registry.NAMES:
         reasons = why_not(name, op, call)
         if not reasons:
             if name == "eager":
@@ -142,6 +142,5 @@ def backends() -> dict[str, dict[str, object]]:
     found = {}
     for name in registry.NAMES:
         reasons = registry.why_unavailable(name)
-        facts = {} if name in registry.ABSENT else registry.get(name).describe()
-        found[name] = {"usable": not reasons, "reasons": reasons, **facts}
+        found[name] = {"usable": not reasons, "reasons": reasons, **registry.get(name).describe()}
     return found

@@ -16,7 +16,6 @@
 //   pack<T>(low, high), unpack<T>(bits), to_tf32(x)               rounding is to nearest
 //   opaque(x)                                 x; what is computed from it is computed here, and not before the loop
 //   exp2_approx, log2_approx, rcp_approx, rsqrt_approx, tanh_approx
-//   opaque(x)                                  x, but the compiler does not know: what depends on it is computed anew
 // Only barriers, __syncwarp and fences order memory among threads; shuffles, votes, ldmatrix and mma do not.
 #pragma once
 

@@ -1,0 +1,41 @@
+"""Calls that the CUDA kernels serve: every option alone and with others, at head dimensions and widths of theirs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from cases import Case, random_case
+from residual_mlp_cases import Case as Mlp
+from residual_mlp_cases import random_case as random_mlp
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+def attention_cases(count: int, head_dims: tuple[tuple[int, int], ...], longest: int) -> list[Case]:
+    """The generator's calls in half types, at these head dimensions and of no more than ``longest`` rows."""
+    found, seed = [], 1000
+    while len(found) < count:
+        case = random_case(seed)
+        d, dv = head_dims[seed % len(head_dims)]
+        seed += 1
+        if case.dtype not in HALF:
+            case = replace(case, dtype=HALF[seed % 2], gate_dtype=None, sink_dtype=None, mask_dtype=None)
+        sq, sk = min(case.sq, longest), min(case.sk, 2 * longest)
+        found.append(replace(case, d=d, dv=dv, sq=sq, sk=sk))
+    return found
+
+
+def mlp_cases(count: int, widths: tuple[int, ...], longest: int) -> list[Mlp]:
+    """The same of the residual MLP."""
+    found, seed = [], 1000
+    while len(found) < count:
+        case = random_mlp(seed)
+        width = widths[seed % len(widths)]
+        seed += 1
+        if case.dtype not in HALF:
+            floats = dict.fromkeys(("x_dtype", "bias_dtype", "ln_weight_dtype", "ln_bias_dtype"))
+            case = replace(case, dtype=HALF[seed % 2], **floats)
+        rows = case.rows if case.batch <= longest else (longest,)
+        found.append(replace(case, width=width, rows=rows, blocks=min(case.blocks, 2)))
+    return found

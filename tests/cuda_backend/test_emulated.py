@@ -1,0 +1,86 @@
+"""The CUDA kernels against every backend's cases and budgets, run by the emulator: launches, scratch and all."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from cases import Case, make_inputs
+from cuda_cases import attention_cases, mlp_cases
+from emulated import HEAD_DIMS, SCHEDULES, WIDTHS, Emulator, emulation
+from harness import compare, expected, run
+from residual_mlp_cases import Case as Mlp
+from residual_mlp_cases import make_inputs as make_mlp
+from residual_mlp_harness import compare as compare_mlp
+from residual_mlp_harness import expected as expected_mlp
+from residual_mlp_harness import run as run_mlp
+
+import nsk
+
+pytestmark = [
+    pytest.mark.emulated,
+    pytest.mark.timeout(1500),  # the first one waits for the build
+    pytest.mark.skipif(not shutil.which("ninja") or not shutil.which("g++"), reason="needs g++ and ninja"),
+]
+
+
+def check(case: Case, emulator: Emulator) -> dict:
+    with emulation(emulator), nsk.use_backend("cuda"):
+        results = run(case, make_inputs(case))
+    for name, report in compare(case.dtype, results, *expected(case)).items():
+        report.check(f"{case}: {name}")
+    return results
+
+
+def check_mlp(case: Mlp, emulator: Emulator) -> dict:
+    with emulation(emulator), nsk.use_backend("cuda"):
+        results = run_mlp(case, make_mlp(case))
+    for name, report in compare_mlp(case, results, *expected_mlp(case)).items():
+        report.check(f"{case}: {name}")
+    return results
+
+
+@pytest.mark.parametrize("case", attention_cases(60, HEAD_DIMS, 70), ids=str)
+def test_attention(case: Case):
+    check(case, Emulator(schedule=case.seed % SCHEDULES, seed=case.seed))
+
+
+@pytest.mark.parametrize("case", mlp_cases(24, WIDTHS, 40), ids=str)
+def test_mlp(case: Mlp):
+    check_mlp(case, Emulator(schedule=case.seed % SCHEDULES, seed=case.seed))
+
+
+def test_a_decode_is_split():
+    case = Case(dtype=torch.bfloat16, batch=1, heads=4, kv_heads=1, sq=1, sk=1030, d=64, dv=64, sink=True, needs=())
+    check(case, Emulator(multiprocessors=8))
+
+
+def test_every_schedule_gives_the_same_bits():
+    case = Case(dtype=torch.float16, batch=1, sq=40, sk=70, d=64, dv=64, sink=True, mask="float", causal="top_left")
+    first = check(case, Emulator())
+    for schedule in range(1, SCHEDULES):
+        again = check(case, Emulator(schedule=schedule, seed=schedule))
+        assert all(torch.equal(first[name], again[name]) for name in first), schedule
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 64])
+def test_tiles_of_rows_do_not_matter(multiprocessors: int):
+    """32 rows a tile, which few multiprocessors share, or 16."""
+    case = Mlp(dtype=torch.bfloat16, width=64, rows=(70,), blocks=2, layers_per_block=2)
+    check_mlp(case, Emulator(multiprocessors=multiprocessors))
+    check_mlp(replace(case, groups=2, checkpoint="block"), Emulator(multiprocessors=multiprocessors))
+
+
+def test_what_is_refused_says_why():
+    with emulation(Emulator()), nsk.use_backend("cuda"):
+        q = torch.randn(1, 2, 8, 48, dtype=torch.bfloat16)
+        with pytest.raises(nsk.BackendUnavailable, match=r"head dimensions \(of query/value\) 64/64.*has 48/48"):
+            nsk.gated_sdpa(q, q, q)
+        q = torch.randn(1, 2, 8, 64)
+        with pytest.raises(nsk.BackendUnavailable, match="no float32 kernels"):
+            nsk.gated_sdpa(q, q, q)
+        w, v = torch.randn(2, 96, 96).bfloat16(), torch.zeros(2, 96)
+        with pytest.raises(nsk.BackendUnavailable, match="width 64, 128 on the chip, and this call has 96"):
+            nsk.residual_mlp(torch.randn(3, 96).bfloat16(), w, v, v, v, layers_per_block=2)
