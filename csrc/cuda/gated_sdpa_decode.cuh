@@ -223,7 +223,7 @@ struct GatedSdpaDecodeBlock {
       const int r = lane / 4 + 8 * half;
       const bool any = (__ballot_sync(0xffffffffu, sees[half]) >> (lane / 4 * 4) & 15) != 0;
       if (lane % 4 == 0) {
-        left[Tiles::kTopAt + r] = softmax.top[half] * scale.softmax;
+        left[Tiles::kTopAt + r] = scale.top(softmax.top[half]);
         left[Tiles::kSumAt + r] = any && softmax.sum[half] == 0 ? 1.0f : softmax.sum[half];
       }
 #pragma unroll

@@ -231,7 +231,7 @@ struct GatedSdpaForward {
       const bool sees_key = sees_any(sees, half, row), only_minus_infinity = sees_key && softmax.sum[half] == 0;
       const float sum = only_minus_infinity ? 1.0f : softmax.sum[half];
       const bool alive = sum != 0 && row < queries.count;
-      const float top = softmax.top[half] * scale.softmax;
+      const float top = scale.top(softmax.top[half]);
       const float nan = only_minus_infinity ? top - top : 0.0f;
       float share = rcp_approx(sum) + nan;
       if (p.sink) {  // one more key, whose value is 0

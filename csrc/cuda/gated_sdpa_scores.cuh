@@ -18,13 +18,19 @@ template <bool kSoftcap, Mask kMask>
 struct ScoreScale {
   float products, cap, softmax;
 
-  // Of |scale|: its sign is the query's. At 0 any tiny number does, which keeps -inf what it is.
+  // Of |scale|: its sign is the query's. Softmax takes a tiny number for 0, which keeps -inf what it is.
   template <class T>
   __device__ __forceinline__ explicit ScoreScale(const GatedSdpa<T>& p) {
-    const float scale = max(p.scale < 0 ? -p.scale : p.scale, 1e-37f);
-    products = kSoftcap ? scale / p.softcap : max(scale * kLog2e, 1e-37f);
+    const float scale = p.scale < 0 ? -p.scale : p.scale;
+    products = kSoftcap ? scale / p.softcap : scale * kLog2e;
     cap = kSoftcap ? p.softcap * kLog2e : 0;
-    softmax = kSoftcap || kMask == Mask::floating ? 1.0f : products;
+    softmax = kSoftcap || kMask == Mask::floating ? 1.0f : max(products, 1e-37f);
+  }
+
+  // The score that is the largest of a row, in units of log2. No product reaches 1e7 times the tiny number.
+  __device__ __forceinline__ float top(float s) const {
+    const float scaled = s * softmax;
+    return scaled < 1e-30f && scaled > -1e-30f ? 0.0f : scaled;
   }
 
   __device__ __forceinline__ float apply(float s) const {
