@@ -1,8 +1,9 @@
 """``python -m benchmarks.gpu``: both ops on a GPU, next to what a user would run there without nsk.
 
-Peers of gated attention are PyTorch's attention in each of its kernels (flash, cuDNN, efficient) times the sigmoid,
-FlexAttention, and torch.compile; of the residual MLP eager and torch.compile. The arms take turns, as in the CPU suite,
-and every result is held against the same error budget before it is timed. Fractions are of the data sheet's dense peak.
+nsk itself takes part twice: with the backend that it chooses, and with the kernels in CUDA C++. Peers of gated attention
+are PyTorch's attention in each of its kernels (flash, cuDNN, efficient) times the sigmoid, FlexAttention, and
+torch.compile; of the residual MLP eager and torch.compile. The arms take turns, as in the CPU suite, and every result is
+held against the same error budget before it is timed. Fractions are of the data sheet's dense peak.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+import nsk
 from benchmarks import measure, suite, table, workload
 from benchmarks.gated_sdpa.cases import Attention
 from benchmarks.gated_sdpa.cases import make as attention
@@ -63,10 +65,16 @@ def peak(case: Case, roofs: Target) -> float:
 
 
 def run_case(
-    case: Case, device: str, roofs: Target | None, effort: measure.Effort, settle: Callable | None, compiled: bool = True
+    case: Case,
+    device: str,
+    roofs: Target | None,
+    effort: measure.Effort,
+    settle: Callable | None,
+    compiled: bool = True,
 ) -> dict:
     """One row of facts; ``compiled`` asks for the peers that torch.compile makes."""
     work = workload.module(case.op).prepare(case, compiled, device)
+    work.arms["nsk cuda"] = nsk.use_backend("cuda")(work.arms[OURS])
     verdicts = suite.warm_up(work, lambda _: None)
     row = {"name": case.name, "op": case.op, "status": "ok", "absent": work.absent}
     if verdicts[OURS].reasons:

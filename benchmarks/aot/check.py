@@ -27,7 +27,9 @@ def problems(cell: Cell, report: Report) -> list[str]:
     if report.instructions < LEAST_INSTRUCTIONS:
         found.append(f"{report.instructions} instructions and {report.traps} traps: not the kernel that was asked for")
     if report.unfenced:
-        found.append(f"{report.unfenced} matrix instructions read what cp.async wrote without a fence between the proxies")
+        found.append(
+            f"{report.unfenced} matrix instructions read what cp.async wrote without a fence between the proxies"
+        )
     found += _mma_problems(cell, report)
     if cell.asynchronous and not report.asynchronous and _copies_asynchronously(target):
         found.append(f"no asynchronous copies, {report.global_loads} loads into registers")

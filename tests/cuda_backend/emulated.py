@@ -93,8 +93,6 @@ def emulation(emulator: Emulator) -> Iterator[None]:
     with (
         mock.patch.object(backend, "unavailable", list),
         mock.patch.object(backend, "_gpu", lambda device: emulator),
-        mock.patch.object(
-            backend, "unsupported", lambda op, call: backend._module(op).unsupported(emulator, call)
-        ),
+        mock.patch.object(backend, "unsupported", lambda op, call: backend._module(op).unsupported(emulator, call)),
     ):
         yield

@@ -8,19 +8,9 @@
 #include "../../csrc/cuda/gated_sdpa_dq.cuh"
 #include "../../csrc/cuda/gated_sdpa_rows.cuh"
 #include "gated_sdpa.h"
+#include "gated_sdpa_backward_case.h"
 
 namespace nsk::test {
-
-enum class GradOut { dense, broadcast, columns_apart, misaligned };
-
-struct BackwardCase {
-  GradOut grad_out = GradOut::dense;
-  bool grad_lse = false, grad_gate = true, grad_sink = true;
-  bool misaligned_gate = false;  // and its gradient; the gate is of float
-  float far_key = 0;             // what stands in one column of the key `far`
-  int far = -1;
-  float lift = 0;  // every seventh row's floating mask is this
-};
 
 template <class T, int kD, int kDv, bool kSoftcap, Mask kMask>
 class BackwardProblem {

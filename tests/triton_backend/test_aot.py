@@ -83,7 +83,11 @@ def test_flaws_are_found(flaw):
     assert "0 of 1 cells pass" in text
 
 
-WAIT, FENCE, PRODUCT = "cp.async.wait_group 0;\n", "fence.proxy.async.shared::cta;\n", "wgmma.mma_async.sync.aligned ...\n"
+WAIT, FENCE, PRODUCT = (
+    "cp.async.wait_group 0;\n",
+    "fence.proxy.async.shared::cta;\n",
+    "wgmma.mma_async.sync.aligned ...\n",
+)
 
 
 @pytest.mark.parametrize(
