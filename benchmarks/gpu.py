@@ -1,9 +1,9 @@
 """``python -m benchmarks.gpu``: both ops on a GPU, next to what a user would run there without nsk.
 
-nsk itself takes part twice: with the backend that it chooses, and with the kernels in CUDA C++. Peers of gated attention
-are PyTorch's attention in each of its kernels (flash, cuDNN, efficient) times the sigmoid, FlexAttention, and
-torch.compile; of the residual MLP eager and torch.compile. The arms take turns, as in the CPU suite, and every result is
-held against the same error budget before it is timed. Fractions are of the data sheet's dense peak.
+nsk itself takes part twice: with the backend that it chooses, and with the kernels in CUDA C++. Peers of gated
+attention are PyTorch's attention in each of its kernels (flash, cuDNN, efficient) times the sigmoid, FlexAttention, and
+torch.compile; of the residual MLP eager and torch.compile. The arms take turns, as in the CPU suite, and every result
+is held against the same error budget before it is timed. Fractions are of the data sheet's dense peak.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ def emulation(emulator: Emulator) -> Iterator[None]:
     backend = get("cuda")
     with (
         mock.patch.object(backend, "unavailable", list),
-        mock.patch.object(backend, "_gpu", lambda device: emulator),
+        mock.patch.object(backend, "_gpu", return_value=emulator),
         mock.patch.object(backend, "unsupported", lambda op, call: backend._module(op).unsupported(emulator, call)),
     ):
         yield

@@ -54,6 +54,6 @@ def version_numbers() -> tuple[int, ...]:
 
 def stages_of(family: str, stages: int, version: tuple[int, ...]) -> int:
     """How many stages a product's loop may have. The matrix instructions of sm_90 and sm_100 read shared memory through
-    the asynchronous proxy, for which what cp.async wrote has to be fenced. Triton before 3.9 leaves that fence out (seen
-    on an H100 as results that change from run to run): there the loops copy through registers, in one stage."""
+    the asynchronous proxy, for which what cp.async wrote has to be fenced. Triton before 3.9 leaves that fence out (on
+    an H100 results changed from run to run): there the loops copy through registers, in one stage."""
     return 1 if family in ("sm_90", "sm_100") and (0,) < version < (3, 9) else stages
