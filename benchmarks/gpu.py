@@ -103,7 +103,7 @@ def line(row: dict) -> str:
 def main(argv: list[str]) -> int:
     """Returns 0, or 1 when a result was wrong, or 2 when there is no GPU."""
     p = argparse.ArgumentParser("python -m benchmarks.gpu", description="What nsk reaches on a GPU, next to its peers.")
-    p.add_argument("--only", default="", metavar="TEXT", help="cases whose name contains TEXT")
+    p.add_argument("--only", nargs="+", default=[""], metavar="TEXT", help="cases whose name contains one of these")
     p.add_argument("--seconds", type=float, default=2.0, metavar="S", help="time to measure a case (default: 2)")
     p.add_argument("--quick", action="store_true", help="leave out the peers that torch.compile makes")
     p.add_argument("--json", type=Path, metavar="FILE", help="write everything measured to FILE")
@@ -115,7 +115,8 @@ def main(argv: list[str]) -> int:
     roofs = target()
     print(f"{name}; torch {torch.__version__}; roofs of {roofs.device if roofs else 'no known device'}")
     rows = []
-    for case in tqdm([case for case in cases() if args.only in case.name], unit="case", disable=None):
+    wanted = [case for case in cases() if any(text in case.name for text in args.only)]
+    for case in tqdm(wanted, unit="case", disable=None):
         effort = measure.Effort(seconds=args.seconds, slice_seconds=0.01)
         rows.append(run_case(case, device, roofs, effort, torch.cuda.synchronize, not args.quick))
         tqdm.write(line(rows[-1]))

@@ -57,11 +57,18 @@ nsk_status backward(const nsk_gated_sdpa_backward& a, const Launcher& launcher, 
   p.norm = scratch.take<float>(rows), p.change = scratch.take<float>(rows);
   if (mask == Mask::floating) p.norm_low = scratch.take<float>(rows);
   if (a.grad_sink.data) p.sink_parts = scratch.take<float>(f.heads_q * sink_parts<T>(p.forward));
-  if (counts) return NSK_OK;
-
   p.grad_query = pointer<T>(a.grad_query), p.grad_query_stride = strides(a.grad_query);
   p.grad_key = pointer<T>(a.grad_key), p.grad_key_stride = strides(a.grad_key);
   p.grad_value = pointer<T>(a.grad_value), p.grad_value_stride = strides(a.grad_value);
+  // One launch computes both, and room is made for the one that nobody wants: kernels of their own for either would take
+  // twice as long to compile.
+  if (kKeyAndValueFit<Dims::kD, Dims::kDv> && bool(a.grad_key.data) != bool(a.grad_value.data)) {
+    const int64_t columns = a.grad_key.data ? Dims::kDv : Dims::kD, head = f.seqlen_k * columns;
+    T* const spare = scratch.take<T>((f.cu_seqlens_k ? 1 : f.batch) * f.heads_kv * head);
+    (a.grad_key.data ? p.grad_value : p.grad_key) = Global<T>(spare);
+    (a.grad_key.data ? p.grad_value_stride : p.grad_key_stride) = {f.cu_seqlens_k ? 0 : f.heads_kv * head, head, columns};
+  }
+  if (counts) return NSK_OK;
   p.grad_gate = pointer<unsigned char>(a.grad_gate), p.grad_gate_stride = strides(a.grad_gate);
   p.grad_mask = pointer<unsigned char>(a.grad_mask);
   for (int i = 0; i < 4; ++i) p.mask_size[i] = a.mask_size[i];

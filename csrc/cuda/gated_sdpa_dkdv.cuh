@@ -43,8 +43,7 @@ template <int kD, int kDv, Wanted kWanted>
 struct GatedSdpaKeyTiles {
   static constexpr bool kKey = kWanted != Wanted::value, kValue = kWanted != Wanted::key;
   static constexpr int kWidest = kD < kDv ? kDv : kD;
-  static constexpr bool kBothFit = kD + kDv <= 320;
-  static_assert(kWanted != Wanted::both || kBothFit, "two launches");
+  static_assert(kWanted != Wanted::both || kKeyAndValueFit<kD, kDv>, "two launches");
 
   static constexpr int kWarps = 4, kThreads = 32 * kWarps, kKeys = 16 * kWarps;
   // Of the queries: as many as leave room for the sums in registers, and for two stages in shared memory.

@@ -17,14 +17,15 @@ nsk_status start_keys(const GatedSdpaBackward<T>& p, Mask mask, const Launcher& 
 
 template <class T, class Dims>
 nsk_status start_dkdv(const GatedSdpaBackward<T>& p, Mask mask, const Launcher& launcher) {
-  const bool key = bool(p.grad_key), value = bool(p.grad_value);
-  if constexpr (GatedSdpaKeyTiles<Dims::kD, Dims::kDv, Wanted::key>::kBothFit)
-    if (key && value) return start_keys<T, Dims, Wanted::both>(p, mask, launcher);
-  if (key) {
-    const nsk_status status = start_keys<T, Dims, Wanted::key>(p, mask, launcher);
-    if (status != NSK_OK) return status;
+  if constexpr (kKeyAndValueFit<Dims::kD, Dims::kDv>) {
+    return start_keys<T, Dims, Wanted::both>(p, mask, launcher);
+  } else {
+    if (p.grad_key) {
+      const nsk_status status = start_keys<T, Dims, Wanted::key>(p, mask, launcher);
+      if (status != NSK_OK) return status;
+    }
+    return p.grad_value ? start_keys<T, Dims, Wanted::value>(p, mask, launcher) : NSK_OK;
   }
-  return value ? start_keys<T, Dims, Wanted::value>(p, mask, launcher) : NSK_OK;
 }
 
 }  // namespace nsk::cuda
