@@ -6,8 +6,9 @@ whose products may run on tensor cores.
 
 Of the tiles that were tried each is the largest, or near it, that ``python -m benchmarks.aot`` finds to fit its
 architecture with Triton 3.7: without spills, within the shared and tensor memory, on the matrix instructions meant for
-it. Under 3.8 and 3.9 the assembler spills some bytes in a few launches that are not among the tests'. None has been
-timed.
+it. Those of half types on sm_90 and sm_100 were tried in the stages given here, which Triton runs from 3.9 on;
+``ONE_STAGE`` has what differs before, ``UNDER`` what differs in one version. Under 3.8 and 3.9 the assembler spills
+some bytes in a few launches that are not among the tests'. None has been timed.
 """
 
 from __future__ import annotations
@@ -126,13 +127,23 @@ TILES: dict[str, dict[str, Row]] = {
     },
 }
 
+# Tiles that spill when ``stages_of`` gives sm_90 and sm_100 one stage, whose copies go through registers, and what
+# takes their place there.
+ONE_STAGE: dict[tuple[str, str, int], Tile] = {
+    ("sm_90", "forward", 256): Tile(128, 16, 8, 1),
+    ("sm_90", "dq", 64): Tile(128, 64, 8, 1),
+    ("sm_90", "dq", 128): Tile(128, 32, 8, 1),
+    ("sm_90", "dq", 256): Tile(32, 32, 8, 1),  # no tile of 64 queries fits: the warps' own instructions
+    ("sm_100", "forward", 64): Tile(128, 64, 8, 1, 255),
+    ("sm_100", "dq", 64): Tile(128, 64, 8, 1, 255),
+    ("sm_100", "dq", 256): Tile(128, 16, 8, 1),
+    ("sm_100", "dkdv", 256): Tile(16, 64, 8, 1),
+}
+
 # Tiles that one version of Triton compiles with spills, and what takes their place there.
 UNDER: dict[tuple[int, ...], dict[tuple[str, str, int], Tile]] = {
     (3, 8): {
         ("sm_80", "dkdv", 64): Tile(32, 128, 8, 3),
-        ("sm_90", "forward", 128): Tile(128, 32, 8, 3),
-        ("sm_90", "forward", 256): Tile(64, 16, 8, 2),
-        ("sm_100", "decode", 128): Tile(64, 32, 8, 2),
         ("gfx942", "dkdv", 128): Tile(32, 32, 4, 1),
     },
     (3, 9): {("sm_90", "forward", 256): Tile(64, 16, 8, 2)},
@@ -199,7 +210,8 @@ def table_of(
     kind = "half" if dtype != torch.float32 else "tf32" if tf32 and family in TF32 else "float32"
     tiles: dict[str, Any] = {name: row[bucket] for name, row in _OF_KIND[kind][family].items()}
     if kind == "half":
-        changed = UNDER.get(version, {})
+        in_one = stages_of(family, 2, version) == 1
+        changed = (ONE_STAGE if in_one else {}) | UNDER.get(version, {})
         tiles |= {name: tile for (of, name, at), tile in changed.items() if (of, at) == (family, bucket)}
     masked = {name: tile for (name, at), tile in MASKED.get((family, kind), {}).items() if at == bucket}
     if kind != "float32":
