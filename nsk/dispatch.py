@@ -89,7 +89,7 @@ def select(op: str, call, request: str) -> ModuleType:
             raise BackendUnavailable(request, reasons)
         return registry.get(request)
     refusals = {}
-    for name in registry.NAMES:
+    for name in registry.order(op):
         reasons = why_not(name, op, call)
         if not reasons:
             if name == "eager":
@@ -115,7 +115,7 @@ def explain(op: str, call) -> str:
     """Which backend would serve this call, and every reason why another would not."""
     lines, served = [], False
     request = requested()
-    for name in registry.NAMES:
+    for name in registry.order(op):
         reasons = why_not(name, op, call)
         if reasons:
             lines += [f"  {name}: no, {reason}" for reason in reasons]

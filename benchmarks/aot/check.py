@@ -26,6 +26,8 @@ def problems(cell: Cell, report: Report) -> list[str]:
         found.append(f"{report.tensor_memory} columns of tensor memory, there are {TENSOR_MEMORY}")
     if report.instructions < LEAST_INSTRUCTIONS:
         found.append(f"{report.instructions} instructions and {report.traps} traps: not the kernel that was asked for")
+    if report.overwritten:
+        found.append(f"{report.overwritten} products go on while a buffer of theirs is filled again")
     if report.unfenced:
         found.append(
             f"{report.unfenced} matrix instructions read what cp.async wrote without a fence between the proxies"

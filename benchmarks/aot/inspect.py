@@ -32,6 +32,7 @@ class Report:
     asynchronous: int = 0
     global_loads: int = 0
     traps: int = 0
+    overwritten: int = 0  # operands of matrix instructions in a buffer that is filled again before they are done
     unfenced: int = 0  # matrix instructions that read what cp.async wrote through a proxy that does not see it yet
     seconds: float = 0.0
     error: str = ""
@@ -42,6 +43,7 @@ def inspect(compiled, backend: str) -> Report:
     report = _inspect_cubin(compiled.asm["cubin"]) if backend == "cuda" else _inspect_amd(compiled.asm["amdgcn"])
     if backend == "cuda":
         report.unfenced = unfenced(compiled.asm["ptx"])
+        report.overwritten = overwritten(compiled.asm["ttgir"])
     report.shared = compiled.metadata.shared
     report.warps = compiled.metadata.num_warps
     report.tensor_memory = getattr(compiled.metadata, "tmem_size", None) or 0
@@ -58,6 +60,24 @@ def unfenced(ptx: str) -> int:
         for wait, fence in re.findall(pattern, ptx):
             count += waited and not wait and not fence
             waited = bool(wait) or (waited and not fence)
+    return count
+
+
+def overwritten(ttgir: str) -> int:
+    """Products in a loop that go on (a wait for others, not for them) while asynchronous copies fill the only buffer of
+    one of their operands for the next turn."""
+    single = set(re.findall(r"(%\S+) = ttg\.local_alloc : \(\) -> !ttg\.memdesc<1x[^>]*mutable>", ttgir))
+    views = re.findall(r"(%\S+) = ttg\.memdesc_(?:index|trans|subslice) (%[^\s\[{]+)", ttgir)
+    for view, of in views:
+        if of in single:
+            single.add(view)
+    count, last = 0, ()
+    for line in ttgir.splitlines():
+        if found := re.search(r"= ttng\.warp_group_dot (%[^\s,]+), (%[^\s,]+),", line):
+            last = found.groups()
+        elif found := re.search(r"ttng\.warp_group_dot_wait .*\{pendings = (\d+)", line):
+            count += int(found[1]) > 0 and any(operand in single for operand in last)
+            last = ()
     return count
 
 

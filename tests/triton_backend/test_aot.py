@@ -16,7 +16,7 @@ if HAS_TRITON:
     from benchmarks.aot.cells import all_cells, all_refusals
     from benchmarks.aot.check import problems
     from benchmarks.aot.compile import compile_all
-    from benchmarks.aot.inspect import Report, unfenced
+    from benchmarks.aot.inspect import Report, overwritten, unfenced
     from benchmarks.aot.table import lines
     from nsk.backends.triton.targets import TARGETS
 
@@ -67,6 +67,7 @@ FLAWS = {
     "no tensor cores": dict(mma={}),
     "no asynchronous copies": dict(asynchronous=0),
     "no fence": dict(unfenced=4),
+    "an operand in motion": dict(overwritten=1),
     "no kernel": dict(error="RuntimeError: PassManager::run failed"),
 }
 
@@ -104,3 +105,19 @@ WAIT, FENCE, PRODUCT = (
 )
 def test_a_missing_fence_is_seen(ptx, count):
     assert unfenced(ptx) == count
+
+
+LOOP = """
+  %t = ttg.local_alloc : () -> !ttg.memdesc<{buffers}x64x64xbf16, #shared, #smem, mutable>
+  %w = ttg.local_alloc : () -> !ttg.memdesc<2x64x128xbf16, #shared1, #smem, mutable>
+    %t_1 = ttg.memdesc_index %t[%i] : ...
+    %w_1 = ttg.memdesc_index %w[%i] : ...
+    %w_2 = ttg.memdesc_trans %w_1 {{order = array<i32: 1, 0>}} : ...
+    %z_1 = ttng.warp_group_dot %t_1, %w_2, %z {{isAsync = true}} : ...
+    %z_2:3 = ttng.warp_group_dot_wait %z_1, %t_1, %w_2 {{pendings = {pendings} : i32}} : ...
+"""
+
+
+@pytest.mark.parametrize(("buffers", "pendings", "count"), [(1, 1, 1), (2, 1, 0), (1, 0, 0)])
+def test_an_operand_that_is_overwritten_is_seen(buffers, pendings, count):
+    assert overwritten(LOOP.format(buffers=buffers, pendings=pendings)) == count

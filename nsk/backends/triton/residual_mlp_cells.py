@@ -58,11 +58,13 @@ def _make(
     *,
     absent=(),
     float32=(),
+    narrow=(),
     mma_kind="",
     work=(0, 0),
     **constexprs,
 ) -> Cell:
-    """A cell of one of this op's kernels. ``absent`` are the tensors that are not wanted."""
+    """A cell of one of this op's kernels. ``absent`` are the tensors that are not wanted, ``narrow`` those in the
+    weight's type that may be in float32."""
     element = "fp32" if kind == "tf32" else kind
     signature, aligned, constants = {}, [], dict(constexprs)
     for arg in kernel.arg_names:
@@ -74,7 +76,7 @@ def _make(
             signature[arg] = "fp32"
         else:
             shape = Batch if arg in _BATCHES else Layers
-            pointer = "*fp32" if arg in _FLOAT32 or arg in float32 else f"*{element}"
+            pointer = "*fp32" if (arg in _FLOAT32 or arg in float32) and arg not in narrow else f"*{element}"
             signature[arg] = shape("constexpr" if arg in absent else pointer, "i32", "i32")
             if arg in absent:
                 constants[arg] = shape(None, 0, 0)
@@ -114,7 +116,7 @@ def _asynchronous(kernel, kind: str, target: Target, constants: dict) -> bool:
 _EVERYDAY = {
     "forward bf16 w64 keep", "forward bf16 w128 keep", "forward bf16 w256 keep", "forward bf16 w512 block keep",
     "backward bf16 w64", "backward bf16 w128", "backward bf16 w256", "backward bf16 w512 block",
-    "parameters bf16 w512 layer",
+    "parameters bf16 w512 layer", "forward bf16 w512 x keep",
 }  # fmt: skip
 _EVERYDAY_OF_A_VENDOR = {
     "forward bf16 w256", "forward bf16 w248 keep", "forward fp16 w128 keep", "forward fp32 w256 keep",
@@ -190,12 +192,14 @@ def _tiles_cells(kind: str, width: int, target: Target) -> Iterator[Cell]:
     size = 4 if KINDS[kind] != "half" else 2
     product, slab, weight = 2 * BATCH * width * width, BATCH * width * size, width * width * size
     launch = tiles_of(target.family, KINDS[kind], "forward", width)
-    for label, source in _LAYER_SOURCES.items():
-        absent = ("z_in", "parts_in", "gain", "shift", "normalised", "rstd") if label == "input" else ()
+    for label, source in (("x", _LAYER_SOURCES["input"]), *_LAYER_SOURCES.items()):
+        config = mlp_tables.first_of(launch) if label in ("x", "input") else launch
+        absent = ("z_in", "parts_in", "gain", "shift", "normalised", "rstd") if label in ("x", "input") else ()
         absent += ("h_in", "h_out") if label == "layer" else ()
         yield _make(
-            f"forward {kind} w{width} {label} keep", tiles.forward_tiles, kind, target, launch, absent=absent,
-            work=(product, weight + 3 * slab), SOURCE=source, **_common(kind, width, launch, target),
+            f"forward {kind} w{width} {label} keep", tiles.forward_tiles, kind, target, config, absent=absent,
+            narrow=("h_in",) if label == "x" else (), work=(product, weight + 3 * slab), SOURCE=source,
+            **_common(kind, width, launch, target),
         )  # fmt: skip
     launch = tiles_of(target.family, KINDS[kind], "backward", width)
     for label, begins in (("layer", False), ("block", True)):

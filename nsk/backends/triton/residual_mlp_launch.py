@@ -15,7 +15,7 @@ from torch import Tensor
 from nsk.backends.triton import residual_mlp_parameters as parameters
 from nsk.backends.triton import residual_mlp_rows as rows_kernels
 from nsk.backends.triton import residual_mlp_tiles as tiles_kernels
-from nsk.backends.triton.mlp_tables import Plan, Rows
+from nsk.backends.triton.mlp_tables import Plan, Rows, first_of
 from nsk.backends.triton.residual_mlp_math import Batch, Layers
 
 _VECTOR_BLOCK = (16, 64)  # shares and features of a program that adds up shares
@@ -139,7 +139,8 @@ def _forward_tiles(plan, network, x, y, stream, normalised, rstd) -> None:
         if layer == depth and y is None and normalised is None:
             break
         launch(
-            tiles_kernels.forward_tiles, (row_tiles * (across if product else 1), groups), config,
+            tiles_kernels.forward_tiles, (row_tiles * (across if product else 1), groups),
+            first_of(config) if layer == 0 else config,
             _batch(h), _batch(h_out), _batch(z[layer % 2]), Layers(parts[layer % 2], parts.stride(1), 0),
             *(_layer(None if before is None else t, layer - 1) for t in (network.gain, network.shift)),
             *(_layer(None if before is None else t, layer - 1) for t in (normalised, rstd)),
