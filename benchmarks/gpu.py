@@ -1,6 +1,6 @@
 """``python -m benchmarks.gpu``: both ops on a GPU, next to what a user would run there without nsk.
 
-nsk itself takes part twice: with the backend that it chooses, and with the kernels in CUDA C++. Peers of gated
+nsk itself takes part with the backend that it chooses, with Triton's kernels and with those in CUDA C++. Peers of gated
 attention are PyTorch's attention in each of its kernels (flash, cuDNN, efficient) times the sigmoid, FlexAttention, and
 torch.compile; of the residual MLP eager and torch.compile. The arms take turns, as in the CPU suite, and every result
 is held against the same error budget before it is timed. Fractions are of the data sheet's dense peak.
@@ -74,7 +74,7 @@ def run_case(
 ) -> dict:
     """One row of facts; ``compiled`` asks for the peers that torch.compile makes."""
     work = workload.module(case.op).prepare(case, compiled, device)
-    work.arms["nsk cuda"] = nsk.use_backend("cuda")(work.arms[OURS])
+    work.arms |= {f"nsk {name}": nsk.use_backend(name)(work.arms[OURS]) for name in ("triton", "cuda")}
     verdicts = suite.warm_up(work, lambda _: None)
     row = {"name": case.name, "op": case.op, "status": "ok", "absent": work.absent}
     if verdicts[OURS].reasons:

@@ -25,7 +25,7 @@ BACKENDS = ("cpu", "eager", "triton")  # cuda serves what README.md says beside 
 INTERPRETED = "triton"  # the backend that is tried in an interpreter
 NOTE = (
     "¹ The kernels run in Triton's interpreter, on the CPU, and compile ahead of time for sm_80 to sm_120, gfx942 and\n"
-    "gfx950. They have never run on a GPU."
+    "gfx950. What has run on a GPU is said below."
 )
 
 
