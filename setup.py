@@ -1,8 +1,8 @@
 """Builds the native module with CMake and Ninja. Knows no torch and looks for no GPU.
 
 Environment: CXX (the compiler); NSK_CUDA (on, off, or auto: if NSK_CUDA_ARCHS is set and there is nvcc); of the CUDA
-kernels, which take long to compile, NSK_CUDA_ARCHS ("80;90"), NSK_CUDA_HEAD_DIMS ("64x64;128x128") and NSK_CUDA_WIDTHS ("64;256"); NSK_SANITIZE
-(address,undefined).
+kernels, which take long to compile, NSK_CUDA_ARCHS ("80;90"), NSK_CUDA_HEAD_DIMS ("64x64;128x128") and NSK_CUDA_WIDTHS
+("64;256"); NSK_SANITIZE (address,undefined).
 """
 
 from __future__ import annotations
