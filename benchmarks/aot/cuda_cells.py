@@ -50,8 +50,8 @@ class CudaCell:
 
     @property
     def text(self) -> str:
-        """A translation unit. The sizes of two arrays tell, in the machine code's table of symbols, what a launch takes:
-        one byte more, as none is empty."""
+        """A translation unit. In the machine code's table of symbols the sizes of two arrays tell what a launch takes,
+        one byte more, as no array is empty."""
         return (
             f'#include "{self.header}"\nnamespace nsk::cuda {{\nusing Tiles = {self.tile};\n'
             f"template __global__ void {self.kernel};\n"
