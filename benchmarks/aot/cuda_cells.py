@@ -131,6 +131,10 @@ def _attention(target: Target) -> Iterator[CudaCell]:
         tile="GatedSdpaRows<bf16>", **plain,
     )  # fmt: skip
     yield _cell(
+        "gated_sdpa sink bf16", "gated_sdpa_sink", "gated_sdpa_sink<bf16>(const __grid_constant__ GatedSdpaSink)",
+        target, tile="GatedSdpaSink", **plain,
+    )  # fmt: skip
+    yield _cell(
         "gated_sdpa merge bf16", "gated_sdpa_decode",
         "gated_sdpa_merge<bf16>(const __grid_constant__ GatedSdpaMerge<bf16>)", target, tile="GatedSdpaMergeTiles",
         **plain,
