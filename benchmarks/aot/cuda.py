@@ -161,12 +161,20 @@ def sizes(elf: bytes) -> dict[str, int]:
 
 
 @functools.cache
-def _sources() -> str:
-    """A hash of all that a kernel may be made of, and of the compiler and what reads its output."""
-    files = (file for folder in ("cuda", "common", "include") for file in sorted((_SOURCES / folder).rglob("*.*h")))
-    parts = [(file.name, file.read_bytes()) for file in files]
-    parts += [(_run([tool("nvcc"), "--version"]), _FLAGS, Path(__file__).read_bytes())]
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
+def _sources(file: Path) -> str:
+    """A hash of a source with all that it includes."""
+    found, todo = {}, [file.resolve()]
+    while todo:
+        if (path := todo.pop()) not in found and path.exists():
+            found[path] = path.read_text()
+            todo += [(path.parent / name).resolve() for name in re.findall(r'#include "(.+?)"', found[path])]
+    return hashlib.sha256(repr(sorted((path.name, text) for path, text in found.items())).encode()).hexdigest()
+
+
+@functools.cache
+def _tools() -> str:
+    """The compiler, and what reads its output."""
+    return repr((_run([tool("nvcc"), "--version"]), _FLAGS, Path(__file__).read_text()))
 
 
 def _kept(cell: CudaCell) -> Path | None:
@@ -174,5 +182,5 @@ def _kept(cell: CudaCell) -> Path | None:
     where = os.environ.get("NSK_AOT_CACHE", "")
     if where == "off":
         return None
-    key = hashlib.sha256(f"{_sources()}{cell.text}{cell.target}".encode()).hexdigest()
-    return Path(where or _DEFAULT_CACHE).expanduser() / key
+    parts = (_tools(), _sources(_SOURCES / "cuda" / cell.header), cell.text, cell.target.name)
+    return Path(where or _DEFAULT_CACHE).expanduser() / hashlib.sha256(repr(parts).encode()).hexdigest()

@@ -105,9 +105,8 @@ def _attention(target: Target) -> Iterator[CudaCell]:
         for dims in all_dims:
             for name in ("forward", "decode", "dq"):
                 yield from products(name, kind, dims)
-            # dK and dV together, as far as their sums fit; each alone beyond, and at one of the shapes below.
-            both, alone = sum(dims) <= 320, sum(dims) > 320 or (dims == (128, 128) and kind == "bf16")
-            for wanted in (("both",) if both else ()) + (("key", "value") if alone else ()):
+            # dK and dV together, as far as registers hold the sums of both; else one launch for each.
+            for wanted in ("both",) if sum(dims) <= 320 else ("key", "value"):
                 yield from products("dkdv", kind, dims, wanted)
 
     arguments = "(const __grid_constant__ GatedSdpaBackward<bf16>)"
