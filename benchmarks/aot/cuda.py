@@ -41,19 +41,20 @@ class CudaReport(Report):
 
 
 def tool(name: str) -> str | None:
-    """A program of CUDA's: on the path, or one that Triton's wheel carries."""
-    if found := shutil.which(name):
-        return found
+    """A program of CUDA's: on the path, where the build looks besides, or one that Triton's wheel carries."""
+    roots = (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda")
+    folders = [os.environ.get("PATH", ""), *(str(Path(root) / "bin") for root in roots if root)]
     spec = importlib.util.find_spec("triton")
-    beside = Path(spec.origin).parent / "backends" / "nvidia" / "bin" / name if spec and spec.origin else None
-    return str(beside) if beside and beside.exists() else None
+    if spec and spec.origin:
+        folders.append(str(Path(spec.origin).parent / "backends" / "nvidia" / "bin"))
+    return shutil.which(name, path=os.pathsep.join(folders))
 
 
 def unavailable() -> str:
     """Why nothing can be compiled here; empty when it can."""
     if not tool("nvcc"):
-        return "needs nvcc, which is not on the path"
-    return "" if tool("nvdisasm") else "needs nvdisasm on the path, or that of Triton: pip install triton"
+        return "needs nvcc: found none on the path, in CUDA_HOME or in /usr/local/cuda"
+    return "" if tool("nvdisasm") else "needs nvdisasm, CUDA's or that of Triton: pip install triton"
 
 
 def problems(cell: CudaCell, report: CudaReport) -> list[str]:

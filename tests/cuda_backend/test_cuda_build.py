@@ -151,6 +151,34 @@ def test_predictions_name_their_roof_and_are_called_so():
     assert text.count("residual_mlp forward") == 6
 
 
+def program(monkeypatch, capsys) -> tuple[int, list[str]]:
+    """The status and the lines of ``python -m benchmarks.aot`` for one kernel."""
+    from benchmarks.aot.__main__ import main
+
+    monkeypatch.setattr(sys, "argv", ["aot", "--backend", "cuda", "--target", "sm_90", "--match", "rows"])
+    return main(), capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="needs Triton")
+def test_program_says_that_there_is_no_compiler(monkeypatch, capsys):
+    monkeypatch.setattr("benchmarks.aot.cuda.tool", lambda name: None)
+    status, text = program(monkeypatch, capsys)
+    assert status == 0
+    assert text == ["CUDA C++ kernels", f"not compiled: {unavailable()}"]
+    assert "needs nvcc" in text[1]
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="needs Triton")
+@pytest.mark.parametrize("registers", [255, 256])
+def test_program_fails_with_a_cell(registers, monkeypatch, capsys):
+    report = replace(read(LOG, SASS, SIZES), registers=registers)
+    monkeypatch.setattr("benchmarks.aot.cuda.unavailable", str)
+    monkeypatch.setattr("benchmarks.aot.cuda.compile_all", lambda cells, *_: {cell.name: report for cell in cells})
+    status, text = program(monkeypatch, capsys)
+    assert status == (registers > 255)
+    assert text[-1] == f"{1 - status} of 1 CUDA cells pass"
+
+
 def configure(build: Path, *, finds_programs: bool = True, **options: str) -> subprocess.CompletedProcess[str]:
     """A build of the Python module, configured as setup.py does; without ``finds_programs`` on a machine whose PATH and
     usual places have no nvcc."""
