@@ -132,7 +132,7 @@ def read(log: str, sass: str, symbols: dict[str, int]) -> CudaReport:
     return CudaReport(
         registers=most(r"Used (\d+) registers"),
         stack=most(r"(\d+) bytes stack frame"),
-        spills=max(count(r"\b(?:LDL|STL)\b"), most(r"(\d+) bytes spill (?:stores|loads)")),
+        spills=count(r"\b(?:LDL|STL)\b") or most(r"(\d+) bytes spill (?:stores|loads)"),
         shared=most(r"(\d+) bytes smem") + symbols["nsk_shared"] - 1,
         warps=-(-(symbols["nsk_threads"] - 1) // 32),
         instructions=len(code),
