@@ -17,6 +17,7 @@ from harness import ALL, CPU, Target
 ALLOWED_SKIPS = (
     r"needs a GPU",
     r"needs Triton",
+    r"needs nvcc",
     r"needs os\.fork",
     r"needs /proc",
     r"needs jax and flax",

@@ -17,12 +17,7 @@ _HEAD = (
 
 def lines(reports: dict[str, Report], cells: list[Cell], refusals: list[Refusal]) -> Iterator[str]:
     """The table, its failures in full, and what the tables refuse."""
-    rows = [_HEAD, *(_row(cell, reports[cell.name]) for cell in cells)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]
-    for row in rows:
-        yield "  ".join(
-            f"{text:<{w}}" if i < 2 else f"{text:>{w}}" for i, (text, w) in enumerate(zip(row, widths, strict=True))
-        )
+    yield from aligned([_HEAD, *(_row(cell, reports[cell.name]) for cell in cells)])
     workloads = sorted({cell.workload for cell in cells if cell.workload})
     if workloads:
         yield ""
@@ -35,6 +30,15 @@ def lines(reports: dict[str, Report], cells: list[Cell], refusals: list[Refusal]
     for cell, found in bad:
         yield f"FAILS    {cell.name}: {'; '.join(found)}"
     yield f"{len(cells) - len(bad)} of {len(cells)} cells pass, {len(refusals)} are refused"
+
+
+def aligned(rows: list[tuple[str, ...]]) -> Iterator[str]:
+    """Rows as lines with columns as wide as what is in them: the first two to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(
+            f"{text:<{w}}" if i < 2 else f"{text:>{w}}" for i, (text, w) in enumerate(zip(row, widths, strict=True))
+        )
 
 
 def _row(cell: Cell, report: Report) -> tuple[str, ...]:

@@ -100,7 +100,8 @@ struct GatedSdpaForward {
   __device__ __forceinline__ void load_gate(int row0) const {
     if (!gate_in_tile()) return;
     const Global<const T> gate = as<const T>(p.gate.data) + p.gate_stride.at(batch, head, queries.first);
-    TileLoader<16, kDv, 32, T>(gate, p.gate_stride.row, queries.count, lane).load(mine, row0);
+    // opaque: else its addresses, which are made as the query's are, stay in registers all the way.
+    TileLoader<16, kDv, 32, T>(gate, p.gate_stride.row, queries.count, opaque(lane)).load(mine, row0);
   }
 
   // Rows `block_row` .. of the sequence.
