@@ -298,9 +298,11 @@ struct GatedSdpaDq {
     __syncwarp();
     const Global<T> to = p.grad_query + p.grad_query_stride.at(batch, head, queries.first);
     constexpr int kPieces = Tile<kD>::kPieces;
+    // The places are those of the query's copies: where registers are short they are computed again.
+    const int first = Tiles::kRowsInRegisters ? lane : afresh(lane);
 #pragma unroll
     for (int i = 0; i < 16 * kPieces / 32; ++i) {
-      const int index = i * 32 + lane, row = index / kPieces, piece = index % kPieces;
+      const int index = i * 32 + first, row = index / kPieces, piece = index % kPieces;
       if (row0 + row >= queries.count) continue;
       const uint4 value = as<const uint4>(mine + Tile<kD>::at(row, piece))[0];
       as<uint4>(to + (row0 + row) * p.grad_query_stride.row)[piece] = value;
