@@ -254,7 +254,7 @@ struct GatedSdpaDq {
       for (auto& block : s)
 #pragma unroll
         for (float& score : block) score = score == minus_infinity() ? kLowest : score;
-      hide<kMask>(s, f, position, batch, head, row0, queries.count, key0, afresh(lane));
+      hide<kMask>(s, f, position, batch, head, row0, queries.count, key0, opaque(lane));
     }
 #pragma unroll
     for (int n = 0; n < kBlocks; ++n)
@@ -265,13 +265,6 @@ struct GatedSdpaDq {
         if constexpr (kSoftcap) weight *= slope[n][e];
         s[n][e] = kSelects && s[n][e] == minus_infinity() ? -0.0f : weight;
       }
-  }
-
-  // x, but the compiler does not know. What follows from it is not computed before the loop and kept in registers: the
-  // places of a row's mask are many.
-  __device__ static __forceinline__ int afresh(int x) {
-    asm volatile("" : "+r"(x));
-    return x;
   }
 
   // Before the barrier each thread looks through the keys that it copied, after it all know what all have found.
@@ -299,7 +292,7 @@ struct GatedSdpaDq {
     const Global<T> to = p.grad_query + p.grad_query_stride.at(batch, head, queries.first);
     constexpr int kPieces = Tile<kD>::kPieces;
     // The places are those of the query's copies: where registers are short they are computed again.
-    const int first = Tiles::kRowsInRegisters ? lane : afresh(lane);
+    const int first = Tiles::kRowsInRegisters ? lane : opaque(lane);
 #pragma unroll
     for (int i = 0; i < 16 * kPieces / 32; ++i) {
       const int index = i * 32 + first, row = index / kPieces, piece = index % kPieces;
