@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 
 import pytest
@@ -22,7 +21,6 @@ import nsk
 pytestmark = [
     pytest.mark.emulated,
     pytest.mark.timeout(1500),  # the first one waits for the build
-    pytest.mark.skipif(not shutil.which("ninja") or not shutil.which("g++"), reason="needs g++ and ninja"),
 ]
 
 
