@@ -4,6 +4,7 @@ the output, lse and every gradient."""
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -224,3 +225,10 @@ def to_gpu(t: Tensor | None) -> Tensor | None:
     span = 1 + sum((n - 1) * s for n, s in zip(t.shape, t.stride(), strict=True)) if t.numel() else 0
     moved = t.detach().as_strided((span,), (1,)).cuda().as_strided(t.shape, t.stride())
     return moved.requires_grad_(t.requires_grad)
+
+
+def on_gpu(inputs: Inputs) -> Inputs:
+    """All of a call's tensors on the GPU, of either op."""
+    tensors = {name: to_gpu(t) for name, t in inputs.tensors.items()}
+    grad_lse = to_gpu(inputs.grad_lse)
+    return dataclasses.replace(inputs, tensors=tensors, grad_out=to_gpu(inputs.grad_out), grad_lse=grad_lse)

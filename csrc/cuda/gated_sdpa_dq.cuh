@@ -249,7 +249,6 @@ struct GatedSdpaDq {
     }
     if constexpr (kSelects) {
       // A key that is seen but infinitely far away is not a hidden one: what it holds is felt.
-      constexpr float kLowest = -3.4028234e38f;
 #pragma unroll
       for (auto& block : s)
 #pragma unroll

@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 import torch
-from cases import Case, Inputs, make_inputs
+from cases import Case, make_inputs
 from cuda_cases import HALF, attention_cases, mlp_cases
-from harness import compare, expected, run, to_gpu
+from harness import compare, expected, on_gpu, run
 from residual_mlp_cases import Case as Mlp
 from residual_mlp_cases import make_inputs as make_mlp
 from residual_mlp_harness import compare as compare_mlp
@@ -37,23 +37,14 @@ def widths() -> tuple[int, ...]:
     return tuple(_native.cuda.widths()) if _native.cuda else (64,)
 
 
-def on_gpu(inputs: Inputs) -> Inputs:
-    tensors = {name: to_gpu(t) for name, t in inputs.tensors.items()}
-    grad_lse = to_gpu(inputs.grad_lse)
-    return dataclasses.replace(inputs, tensors=tensors, grad_out=to_gpu(inputs.grad_out), grad_lse=grad_lse)
-
-
 def results_of(case: Case) -> dict:
     with nsk.use_backend("cuda"):
         return {name: t.cpu() for name, t in run(case, on_gpu(make_inputs(case))).items()}
 
 
 def results_of_mlp(case: Mlp) -> dict:
-    inputs = make_mlp(case)
-    tensors = {name: to_gpu(t) for name, t in inputs.tensors.items()}
     with nsk.use_backend("cuda"):
-        results = run_mlp(case, dataclasses.replace(inputs, tensors=tensors, grad_out=to_gpu(inputs.grad_out)))
-    return {name: t.cpu() for name, t in results.items()}
+        return {name: t.cpu() for name, t in run_mlp(case, on_gpu(make_mlp(case))).items()}
 
 
 def check(case: Case) -> dict:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
-from cases import Case, Inputs, make_inputs, random_case
-from harness import HAS_TRITON, Results, compare, expected, run, to_gpu
+from cases import Case, make_inputs, random_case
+from harness import HAS_TRITON, Results, compare, expected, on_gpu, run
 
 import nsk
 
@@ -24,13 +22,6 @@ LARGE = {
     "window": dict(window=(127, 0), causal="top_left", softcap=20.0),
     "float mask": dict(mask="float", mask_dims="1hqk"),
 }
-
-
-def on_gpu(inputs: Inputs) -> Inputs:
-    tensors = {name: to_gpu(t) for name, t in inputs.tensors.items()}
-    return dataclasses.replace(
-        inputs, tensors=tensors, grad_out=to_gpu(inputs.grad_out), grad_lse=to_gpu(inputs.grad_lse)
-    )
 
 
 def results_of(case: Case) -> Results:
