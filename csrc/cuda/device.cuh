@@ -35,3 +35,27 @@ struct tf32 {
 #else
 #include "../emu/device.h"
 #endif
+
+namespace nsk::cuda {
+
+// Two neighbouring elements as they lie in memory: one word of a half type, two of tf32, whose numbers are rounded only
+// where they become operands, by to_tf32.
+template <class T>
+using Pair = std::conditional_t<sizeof(T) == 2, uint32_t, uint2>;
+
+template <class T>
+__device__ __forceinline__ Pair<T> pack_pair(float low, float high) {
+  if constexpr (std::is_same_v<T, tf32>)
+    return {__float_as_uint(low), __float_as_uint(high)};
+  else
+    return pack<T>(low, high);
+}
+template <class T>
+__device__ __forceinline__ float2 unpack_pair(Pair<T> bits) {
+  if constexpr (std::is_same_v<T, tf32>)
+    return {__uint_as_float(bits.x), __uint_as_float(bits.y)};
+  else
+    return unpack<T>(bits);
+}
+
+}  // namespace nsk::cuda

@@ -29,11 +29,6 @@ def family(device: torch.device) -> str | None:
     return family_of("cuda", major * 10 + minor)
 
 
-def tf32_allowed() -> bool:
-    """Whether the user lets float32 products run on tensor cores, at a precision of 10 bits."""
-    return torch.backends.cuda.matmul.fp32_precision == "tf32"
-
-
 @functools.cache
 def triton_version() -> str | None:
     """Triton's, without importing it; ``None`` where there is none."""

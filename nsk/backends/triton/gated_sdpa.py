@@ -7,10 +7,11 @@ import functools
 import torch
 from torch import Tensor
 
-from nsk.backends.triton.device import family, tf32_allowed, version_numbers
+from nsk.backends.triton.device import family, version_numbers
 from nsk.backends.triton.tables import MAX_HEAD_DIM, Table, table_of
 from nsk.backends.triton.targets import example
 from nsk.spec.gated_sdpa import GatedSdpaCall, GatedSdpaGrads
+from nsk.spec.precision import tf32_allowed
 
 
 def unsupported(call: GatedSdpaCall) -> list[str]:

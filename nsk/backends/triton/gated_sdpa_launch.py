@@ -21,7 +21,6 @@ from nsk.backends.triton.blocks import (
     Rows,
     Sizes,
 )
-from nsk.backends.triton.device import tf32_allowed
 from nsk.backends.triton.gated_sdpa_attend import gated_sdpa_forward
 from nsk.backends.triton.gated_sdpa_decode import gated_sdpa_decode, gated_sdpa_join
 from nsk.backends.triton.gated_sdpa_dkdv import gated_sdpa_dkdv
@@ -29,6 +28,7 @@ from nsk.backends.triton.gated_sdpa_dq import gated_sdpa_dq
 from nsk.backends.triton.gated_sdpa_mask_grad import gated_sdpa_mask_grad, gated_sdpa_norm
 from nsk.backends.triton.gated_sdpa_rows import gated_sdpa_rows
 from nsk.backends.triton.tables import Table, Tile
+from nsk.spec.precision import tf32_allowed
 
 MOST_ROWS = 256  # of a tile
 GATES = {"none": NO_GATE.value, "elementwise": ELEMENTWISE.value, "headwise": HEADWISE.value}

@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from nsk.backends.triton.device import stages_of, tf32_allowed, version_numbers
+from nsk.backends.triton.device import stages_of, version_numbers
+from nsk.spec.precision import tf32_allowed
 from nsk.spec.residual_mlp import ResidualMlpCall
 
 MAX_ROWS_WIDTH = 256  # a row of a wider network does not fit on the chip: a launch per layer, not per network
