@@ -7,6 +7,7 @@ shape each. sm_89 runs what is compiled for sm_86.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -98,10 +99,10 @@ def _attention(target: Target) -> Iterator[CudaCell]:
             yield _cell(
                 " ".join(filter(None, ("gated_sdpa", name, kind, _dims(dims), wanted, variant))), f"gated_sdpa_{name}",
                 f"gated_sdpa_{name}<{kind}, {d}, {dv}, {given}{of}>(const __grid_constant__ {problem}<{kind}>)",
-                target, tile=f"GatedSdpa{tiles}Tiles<{d}, {dv}{of}>",
+                target, tile=f"GatedSdpa{tiles}Tiles<{kind}, {d}, {dv}{of}>",
             )  # fmt: skip
 
-    for kind, all_dims in (("bf16", HEAD_DIMS), ("f16", ((128, 128),))):
+    for kind, all_dims in (("bf16", HEAD_DIMS), ("f16", ((128, 128),)), ("tf32", HEAD_DIMS)):
         for dims in all_dims:
             for name in ("forward", "decode", "dq"):
                 yield from products(name, kind, dims)
@@ -109,35 +110,37 @@ def _attention(target: Target) -> Iterator[CudaCell]:
             for wanted in ("both",) if sum(dims) <= 320 else ("key", "value"):
                 yield from products("dkdv", kind, dims, wanted)
 
-    arguments = "(const __grid_constant__ GatedSdpaBackward<bf16>)"
-    for dims in HEAD_DIMS:
-        d, dv = dims
+    for kind, dims in itertools.product(("bf16", "tf32"), HEAD_DIMS):
+        arguments, (d, dv) = f"(const __grid_constant__ GatedSdpaBackward<{kind}>)", dims
         for softcap in ("true", "false") if dims == (128, 128) else ("true",):
             label = f"{_dims(dims)}{' softcap' if softcap == 'true' else ''}"
             if d == dv:
                 yield _cell(
-                    f"gated_sdpa norm bf16 {label}", "gated_sdpa_norm",
-                    f"gated_sdpa_norm<bf16, {d}, {softcap}>{arguments}", target, tile=f"GatedSdpaNormTiles<{d}>",
+                    f"gated_sdpa norm {kind} {label}", "gated_sdpa_norm",
+                    f"gated_sdpa_norm<{kind}, {d}, {softcap}>{arguments}", target,
+                    tile=f"GatedSdpaNormTiles<{kind}, {d}>",
                 )  # fmt: skip
             yield _cell(
-                f"gated_sdpa mask_grad bf16 {label}", "gated_sdpa_mask_grad",
-                f"gated_sdpa_mask_grad<bf16, {d}, {dv}, {softcap}>{arguments}", target,
-                tile=f"GatedSdpaMaskGradTiles<{d}, {dv}>",
+                f"gated_sdpa mask_grad {kind} {label}", "gated_sdpa_mask_grad",
+                f"gated_sdpa_mask_grad<{kind}, {d}, {dv}, {softcap}>{arguments}", target,
+                tile=f"GatedSdpaMaskGradTiles<{kind}, {d}, {dv}>",
             )  # fmt: skip
     plain = dict(shared="0", mma=False, asynchronous=False)
-    yield _cell(
-        "gated_sdpa rows bf16", "gated_sdpa_rows", f"gated_sdpa_rows<bf16>{arguments[:-1]}, int)", target,
-        tile="GatedSdpaRows<bf16>", **plain,
-    )  # fmt: skip
-    yield _cell(
-        "gated_sdpa sink bf16", "gated_sdpa_sink", "gated_sdpa_sink<bf16>(const __grid_constant__ GatedSdpaSink)",
-        target, tile="GatedSdpaSink", **plain,
-    )  # fmt: skip
-    yield _cell(
-        "gated_sdpa merge bf16", "gated_sdpa_decode",
-        "gated_sdpa_merge<bf16>(const __grid_constant__ GatedSdpaMerge<bf16>)", target, tile="GatedSdpaMergeTiles",
-        **plain,
-    )  # fmt: skip
+    for kind in ("bf16", "tf32"):
+        of_backward = f"(const __grid_constant__ GatedSdpaBackward<{kind}>, int)"
+        yield _cell(
+            f"gated_sdpa rows {kind}", "gated_sdpa_rows", f"gated_sdpa_rows<{kind}>{of_backward}", target,
+            tile=f"GatedSdpaRows<{kind}>", **plain,
+        )  # fmt: skip
+        yield _cell(
+            f"gated_sdpa sink {kind}", "gated_sdpa_sink",
+            f"gated_sdpa_sink<{kind}>(const __grid_constant__ GatedSdpaSink)", target, tile="GatedSdpaSink", **plain,
+        )  # fmt: skip
+        yield _cell(
+            f"gated_sdpa merge {kind}", "gated_sdpa_decode",
+            f"gated_sdpa_merge<{kind}>(const __grid_constant__ GatedSdpaMerge<{kind}>)", target,
+            tile="GatedSdpaMergeTiles", **plain,
+        )  # fmt: skip
 
 
 def _dims(dims: tuple[int, int]) -> str:

@@ -58,4 +58,13 @@ __device__ __forceinline__ float2 unpack_pair(Pair<T> bits) {
     return unpack<T>(bits);
 }
 
+// Two numbers as the matrix units will see them.
+template <class T>
+__device__ __forceinline__ float2 as_operands(float x, float y) {
+  if constexpr (std::is_same_v<T, tf32>)
+    return {__uint_as_float(to_tf32(x)), __uint_as_float(to_tf32(y))};
+  else
+    return unpack<T>(pack<T>(x, y));
+}
+
 }  // namespace nsk::cuda

@@ -12,6 +12,8 @@ nsk_status with_heads(const nsk_gated_sdpa& a, const F& f) {
         return f.template operator()<bf16, Dims>();
       case NSK_F16:
         return f.template operator()<f16, Dims>();
+      case NSK_F32:
+        return f.template operator()<tf32, Dims>();
       default:
         return NSK_BAD_ARGUMENT;
     }

@@ -48,16 +48,17 @@ struct GatedSdpaDecode {
   }
 };
 
-template <int kD, int kDv>
+template <class T, int kD, int kDv>
 struct GatedSdpaDecodeTiles {
-  static constexpr int kWidest = kD < kDv ? kDv : kD;
-  static constexpr int kWarps = kWidest <= 128 ? 4 : 2, kThreads = 32 * kWarps, kRows = 16;
-  static constexpr int kKeys = kWidest <= 64 ? 32 : 16;
-  static constexpr bool kQueryInRegisters = kWidest <= 128;
+  static constexpr int kWidest = kD < kDv ? kDv : kD, kWidestBytes = kWidest * int(sizeof(T));
+  static constexpr int kWarps = kWidestBytes <= 256 ? 4 : kWidestBytes <= 512 ? 2 : 1;
+  static constexpr int kThreads = 32 * kWarps, kRows = 16;
+  static constexpr int kKeys = kWidestBytes <= 128 ? 32 : 16;
+  static constexpr bool kQueryInRegisters = kWidestBytes <= 256;
 
   // Shared memory: the query's tile, then two stages of keys and values for each warp.
-  static constexpr int kQueryBytes = Tile<kD>::bytes(kRows), kKeyBytes = Tile<kD>::bytes(kKeys);
-  static constexpr int kStageBytes = kKeyBytes + Tile<kDv>::bytes(kKeys), kWarpBytes = 2 * kStageBytes;
+  static constexpr int kQueryBytes = Tile<T, kD>::bytes(kRows), kKeyBytes = Tile<T, kD>::bytes(kKeys);
+  static constexpr int kStageBytes = kKeyBytes + Tile<T, kDv>::bytes(kKeys), kWarpBytes = 2 * kStageBytes;
   static constexpr int kSharedBytes = kQueryBytes + kWarps * kWarpBytes;
 
   // What a warp leaves in place of its stages: rows of out, of which eight begin in different banks; tops; sums.
@@ -67,7 +68,7 @@ struct GatedSdpaDecodeTiles {
 
 template <class T, int kD, int kDv, bool kSoftcap, Mask kMask>
 struct GatedSdpaDecodeBlock {
-  using Tiles = GatedSdpaDecodeTiles<kD, kDv>;
+  using Tiles = GatedSdpaDecodeTiles<T, kD, kDv>;
   static constexpr int kKeys = Tiles::kKeys, kBlocks = kKeys / 8, kWarps = Tiles::kWarps;
 
   const GatedSdpaDecode<T>& decode;
@@ -103,21 +104,21 @@ struct GatedSdpaDecodeBlock {
   }
 
   __device__ __forceinline__ void load_query_tile() const {
-    constexpr int kPieces = Tile<kD>::kPieces;
+    constexpr int kPieces = Tile<T, kD>::kPieces;
 #pragma unroll
     for (int i = 0; i < (Tiles::kRows * kPieces + Tiles::kThreads - 1) / Tiles::kThreads; ++i) {
       const int index = i * Tiles::kThreads + int(threadIdx.x), r = index / kPieces, piece = index % kPieces;
       if (r >= Tiles::kRows) break;
       const Row from = row(r);
-      cp_async<16>(query + Tile<kD>::at(r, piece),
-                   p.query + (p.query_stride.at(batch, from.head, from.query) + 8 * piece), from.exists ? 16 : 0);
+      cp_async<16>(query + Tile<T, kD>::at(r, piece),
+                   p.query + (p.query_stride.at(batch, from.head, from.query) + Tile<T, kD>::kOfPiece * piece), from.exists ? 16 : 0);
     }
   }
 
   // A negative scale is the query's sign, as in gated_sdpa_forward.
   __device__ __forceinline__ void load_query(uint32_t (&a)[4], int step) const {
-    const uint32_t sign = p.scale < 0 ? 0x80008000u : 0;
-    TileReader<kD>::rows(lane).load(a, query, 0, 16 * step);
+    const uint32_t sign = p.scale < 0 ? kSigns<T> : 0;
+    TileReader<T, kD>::rows(lane).load(a, query, 0, 2 * step);
 #pragma unroll
     for (uint32_t& x : a) x ^= sign;
   }
@@ -147,10 +148,10 @@ struct GatedSdpaDecodeBlock {
     cp_async_commit();
     cp_async_wait<1>();  // the query's group
     __syncthreads();
-    uint32_t q[Tiles::kQueryInRegisters ? kD / 16 : 1][4];
+    uint32_t q[Tiles::kQueryInRegisters ? Tile<T, kD>::kSteps : 1][4];
     if constexpr (Tiles::kQueryInRegisters)
 #pragma unroll
-      for (int step = 0; step < kD / 16; ++step) load_query(q[step], step);
+      for (int step = 0; step < Tile<T, kD>::kSteps; ++step) load_query(q[step], step);
 
     const Row rows[2] = {row(lane / 4), row(lane / 4 + 8)};
     float out[kDv / 8][4] = {};
@@ -170,13 +171,13 @@ struct GatedSdpaDecodeBlock {
 
       float s[kBlocks][4] = {};
 #pragma unroll
-      for (int step = 0; step < kD / 16; ++step) {
+      for (int step = 0; step < Tile<T, kD>::kSteps; ++step) {
         if constexpr (!Tiles::kQueryInRegisters) load_query(q[0], step);
         const auto& a = q[Tiles::kQueryInRegisters ? step : 0];
 #pragma unroll
         for (int n = 0; n < kBlocks; n += 2) {
           uint32_t b[4];
-          TileReader<kD>::columns(lane).load(b, stage, 8 * n, 16 * step);
+          TileReader<T, kD>::columns(lane).load(b, stage, 8 * n, 2 * step);
           mma_pair<T>(s[n], s[n + 1], a, b);
         }
       }
@@ -267,7 +268,7 @@ struct GatedSdpaDecodeBlock {
 // A grid of GatedSdpaDecode::blocks() blocks, with Tiles::kSharedBytes of dynamic shared memory. Where nobody asks for
 // two blocks in a multiprocessor the compiler aims at more of them and spills.
 template <class T, int kD, int kDv, bool kSoftcap, Mask kMask>
-__global__ void __launch_bounds__(GatedSdpaDecodeTiles<kD, kDv>::kThreads, 2)
+__global__ void __launch_bounds__(GatedSdpaDecodeTiles<T, kD, kDv>::kThreads, 2)
     gated_sdpa_decode(const __grid_constant__ GatedSdpaDecode<T> p) {
   NSK_DYNAMIC_SHARED(shared);
   const int tile = int(blockIdx.x) % p.row_tiles(), of = int(blockIdx.x) / p.row_tiles();
@@ -348,8 +349,11 @@ __global__ void __launch_bounds__(GatedSdpaMergeTiles::kThreads)
         out[i] *= sigmoid(p.gate[p.gate_stride.at(batch, head, query) + (4 * piece + i)]);
     }
   }
-  as<uint2>(p.out + p.out_stride.at(batch, head, query))[piece] =
-      uint2{pack<T>(out[0], out[1]), pack<T>(out[2], out[3])};
+  const Global<T> to = p.out + (p.out_stride.at(batch, head, query) + 4 * piece);
+  if constexpr (sizeof(T) == 2)
+    as<uint2>(to)[0] = {pack<T>(out[0], out[1]), pack<T>(out[2], out[3])};
+  else
+    as<float4>(to)[0] = {out[0], out[1], out[2], out[3]};
 }
 
 }  // namespace nsk::cuda

@@ -8,7 +8,7 @@ namespace nsk::cuda {
 
 template <class T, class Dims>
 nsk_status start_decode(const GatedSdpa<T>& p, Mask mask, int parts, const Launcher& launcher, Scratch& scratch) {
-  using Tiles = GatedSdpaDecodeTiles<Dims::kD, Dims::kDv>;
+  using Tiles = GatedSdpaDecodeTiles<T, Dims::kD, Dims::kDv>;
   GatedSdpaDecode<T> decode{p, parts, {}, {}, {}};
   const int64_t rows = parts * decode.rows();
   decode.part_out = scratch.take<float>(rows * Dims::kDv);

@@ -39,31 +39,33 @@ namespace nsk::cuda {
 
 enum class Wanted { both, key, value };
 
-template <int kD, int kDv, Wanted kWanted>
+template <class T, int kD, int kDv, Wanted kWanted>
 struct GatedSdpaKeyTiles {
   static constexpr bool kKey = kWanted != Wanted::value, kValue = kWanted != Wanted::key;
-  static constexpr int kWidest = kD < kDv ? kDv : kD;
+  static constexpr int kWidest = kD < kDv ? kDv : kD, kWidestBytes = kWidest * int(sizeof(T));
   static_assert(kWanted != Wanted::both || kKeyAndValueFit<kD, kDv>, "two launches");
 
-  static constexpr int kWarps = 4, kThreads = 32 * kWarps, kKeys = 16 * kWarps;
+  static constexpr int kWarps = kWidestBytes <= 512 ? 4 : kWidestBytes <= 768 ? 2 : 1;
+  static constexpr int kThreads = 32 * kWarps, kKeys = 16 * kWarps;
   // Of the queries: as many as leave room for the sums in registers, and for two stages in shared memory.
   static constexpr int kSums = (kKey ? kD : 0) + (kValue ? kDv : 0);
-  static constexpr int kRows = kWidest <= 80 ? 64 : kSums > 256 || (kWidest > 192 && kKey) ? 16 : 32;
+  static constexpr bool kNarrow = kWidestBytes <= 160, kWide = kWidestBytes > (kKey ? 384 : 512);
+  static constexpr int kRows = kNarrow ? 64 : kSums > 256 || kWide ? 16 : 32;
 
   // Shared memory: a warp's rows of k and, for dK, of v, for all warps; then stages of q, scaled and three numbers a
   // row.
-  static constexpr int kKeyBytes = Tile<kKey ? kD : kWidest>::bytes(16);
-  static constexpr int kWarpBytes = kKeyBytes + (kKey ? Tile<kDv>::bytes(16) : 0);
-  static constexpr int kQueryBytes = Tile<kD>::bytes(kRows), kNumbersAt = kQueryBytes + Tile<kDv>::bytes(kRows);
+  static constexpr int kKeyBytes = Tile<T, kKey ? kD : kWidest>::bytes(16);
+  static constexpr int kWarpBytes = kKeyBytes + (kKey ? Tile<T, kDv>::bytes(16) : 0);
+  static constexpr int kQueryBytes = Tile<T, kD>::bytes(kRows), kNumbersAt = kQueryBytes + Tile<T, kDv>::bytes(kRows);
   static constexpr int kStageBytes = kNumbersAt + 3 * 4 * kRows;
   // Last, for each stage, whether a warp has found numbers that are not finite: a word a warp.
-  static constexpr int kFoundAt = kWarps * kWarpBytes + 2 * kStageBytes, kSharedBytes = kFoundAt + 2 * 4 * kWarps;
+  static constexpr int kFoundAt = kWarps * kWarpBytes + 2 * kStageBytes, kSharedBytes = kFoundAt + FoundByWarps<kWarps>::kBytes;
   static_assert(kSharedBytes <= 101376, "what a block may have on the smallest of devices");
 };
 
 template <class T, int kD, int kDv, bool kSoftcap, Mask kMask, Wanted kWanted>
 struct GatedSdpaKeyGradients {
-  using Tiles = GatedSdpaKeyTiles<kD, kDv, kWanted>;
+  using Tiles = GatedSdpaKeyTiles<T, kD, kDv, kWanted>;
   static constexpr int kRows = Tiles::kRows, kBlocks = kRows / 8;
   using Weights = float[kBlocks][4];  // 16 keys by kRows rows
 
@@ -71,7 +73,7 @@ struct GatedSdpaKeyGradients {
   const GatedSdpa<T>& p;
   const ScoreScale<kSoftcap, kMask> scale;
   const Shared<unsigned char> mine, stages;  // this warp's keys, and the block's rows
-  const Shared<uint32_t> found;
+  const FoundByWarps<Tiles::kWarps> found;
   int lane;
   const int batch, head;  // head: of keys and values
   const Rows queries, keys;
@@ -84,7 +86,7 @@ struct GatedSdpaKeyGradients {
         scale(p),
         mine(shared + int(threadIdx.x) / 32 * Tiles::kWarpBytes),
         stages(shared + Tiles::kWarps * Tiles::kWarpBytes),
-        found(as<uint32_t>(shared + Tiles::kFoundAt)),
+        found{as<uint32_t>(shared + Tiles::kFoundAt)},
         lane(int(threadIdx.x) % 32),
         batch(b),
         head(h),
@@ -174,14 +176,14 @@ struct GatedSdpaKeyGradients {
       lane = opaque(lane);  // the places that depend on it are computed anew: kept, they would not all fit
       Weights weights = {}, ds = {};
       if constexpr (Tiles::kKey) multiply<kDv>(ds, values(), scaled, 0);
-      multiply<kD>(weights, mine, query, p.scale < 0 ? 0x80008000u : 0);
+      multiply<kD>(weights, mine, query, p.scale < 0 ? kSigns<T> : 0);
       uint32_t hidden = 0;  // a bit a weight
       if (!whole) hidden = hide(this_head, row0, key0);
       if (whole)
         weigh<false>(weights, ds, hidden, turn, this_head, row0, key0);
       else
         weigh<true>(weights, ds, hidden, turn, this_head, row0, key0);
-      const bool selects = !block_whole && !whole && found_infinities(turn);
+      const bool selects = !block_whole && !whole && found.any(turn);
       if constexpr (Tiles::kValue) add<kDv>(dv, weights, selects, hidden, scaled);
       if constexpr (Tiles::kKey) add<kD>(dk, ds, selects, hidden, query);
     }
@@ -203,15 +205,15 @@ struct GatedSdpaKeyGradients {
   __device__ __forceinline__ void multiply(Weights& s, Shared<unsigned char> keys, Shared<unsigned char> rows,
                                            uint32_t sign) const {
 #pragma unroll
-    for (int step = 0; step < kColumns / 16; ++step) {
+    for (int step = 0; step < Tile<T, kColumns>::kSteps; ++step) {
       uint32_t a[4];
-      TileReader<kColumns>::rows(lane).load(a, keys, 0, 16 * step);
+      TileReader<T, kColumns>::rows(lane).load(a, keys, 0, 2 * step);
 #pragma unroll
       for (uint32_t& x : a) x ^= sign;
 #pragma unroll
       for (int n = 0; n < kBlocks; n += 2) {
         uint32_t b[4];
-        TileReader<kColumns>::columns(lane).load(b, rows, 8 * n, 16 * step);
+        TileReader<T, kColumns>::columns(lane).load(b, rows, 8 * n, 2 * step);
         mma_pair<T>(s[n], s[n + 1], a, b);
       }
     }
@@ -310,13 +312,7 @@ struct GatedSdpaKeyGradients {
     bool mine = false;
     if constexpr (Tiles::kKey) mine |= query_loader(of).any(stage(turn), bad);
     if constexpr (Tiles::kValue) mine |= scaled_loader(of).any(stage(turn) + Tiles::kQueryBytes, bad);
-    const bool any = __any_sync(0xffffffffu, mine);
-    if (lane == 0) found[turn % 2 * Tiles::kWarps + int(threadIdx.x) / 32] = any;
-  }
-  __device__ __forceinline__ bool found_infinities(int turn) const {
-    static_assert(Tiles::kWarps == 4);
-    const uint4 of_warps = as<const uint4>(found)[turn % 2];
-    return (of_warps.x | of_warps.y | of_warps.z | of_warps.w) != 0;
+    found.leave(turn, mine);
   }
 
   // Rounded sums into a tile, and from there into the gradient.
@@ -327,18 +323,18 @@ struct GatedSdpaKeyGradients {
     for (int half = 0; half < 2; ++half)
 #pragma unroll
       for (int n = 0; n < kColumns / 8; ++n) {
-        const Shared<uint32_t> word = as<uint32_t>(tile + Tile<kColumns>::at(lane / 4 + 8 * half, n)) + lane % 4;
-        word[0] = pack<T>(sums[n][2 * half] * factor, sums[n][2 * half + 1] * factor);
+        const Shared<Pair<T>> pair = as<Pair<T>>(tile + Tile<T, kColumns>::pair_at(lane / 4 + 8 * half, n, lane));
+        pair[0] = pack_pair<T>(sums[n][2 * half] * factor, sums[n][2 * half + 1] * factor);
       }
   }
   template <int kColumns>
   __device__ __forceinline__ void store(Global<T> to, int64_t stride, Shared<unsigned char> tile, int key0) const {
-    constexpr int kPieces = Tile<kColumns>::kPieces;
+    constexpr int kPieces = Tile<T, kColumns>::kPieces;
 #pragma unroll
     for (int i = 0; i < 16 * kPieces / 32; ++i) {
       const int index = i * 32 + lane, row = index / kPieces, piece = index % kPieces;
       if (key0 + row >= keys.count) continue;
-      const uint4 value = as<const uint4>(tile + Tile<kColumns>::at(row, piece))[0];
+      const uint4 value = as<const uint4>(tile + Tile<T, kColumns>::at(row, piece))[0];
       as<uint4>(to + (key0 + row) * stride)[piece] = value;
     }
   }
@@ -358,9 +354,9 @@ __host__ __device__ inline int64_t gated_sdpa_key_blocks(const GatedSdpa<T>& p) 
 // are of one head and share its rows; the first keys, which most rows see under a causal mask, come first.
 // To the bound of one block: else the compiler may settle for fewer registers, and spill.
 template <class T, int kD, int kDv, bool kSoftcap, Mask kMask, Wanted kWanted>
-__global__ void __launch_bounds__(GatedSdpaKeyTiles<kD, kDv, kWanted>::kThreads, 1)
+__global__ void __launch_bounds__(GatedSdpaKeyTiles<T, kD, kDv, kWanted>::kThreads, 1)
     gated_sdpa_dkdv(const __grid_constant__ GatedSdpaBackward<T> g) {
-  using Tiles = GatedSdpaKeyTiles<kD, kDv, kWanted>;
+  using Tiles = GatedSdpaKeyTiles<T, kD, kDv, kWanted>;
   NSK_DYNAMIC_SHARED(shared);
   const GatedSdpa<T>& p = g.forward;
   const int tiles = key_tiles<Tiles::kKeys>(p), of = int(blockIdx.x) / tiles, place = int(blockIdx.x) % tiles;

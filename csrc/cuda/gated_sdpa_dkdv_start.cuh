@@ -8,7 +8,7 @@ namespace nsk::cuda {
 
 template <class T, class Dims, Wanted kWanted>
 nsk_status start_keys(const GatedSdpaBackward<T>& p, Mask mask, const Launcher& launcher) {
-  using Tiles = GatedSdpaKeyTiles<Dims::kD, Dims::kDv, kWanted>;
+  using Tiles = GatedSdpaKeyTiles<T, Dims::kD, Dims::kDv, kWanted>;
   return with_scores_of(p.forward.softcap > 0, mask, [&]<bool kSoftcap, Mask kMask>() {
     return launcher.start<gated_sdpa_dkdv<T, Dims::kD, Dims::kDv, kSoftcap, kMask, kWanted>>(
         "gated_sdpa_dkdv", {gated_sdpa_key_blocks<Tiles::kKeys>(p.forward)}, Tiles::kThreads, Tiles::kSharedBytes, p);

@@ -31,26 +31,27 @@
 
 namespace nsk::cuda {
 
-template <int kD, int kDv>
+template <class T, int kD, int kDv>
 struct GatedSdpaDqTiles {
-  static constexpr int kWarps = 4, kThreads = 32 * kWarps, kRows = 16 * kWarps;
-  static constexpr int kWidest = kD < kDv ? kDv : kD;
-  static constexpr int kKeys = kWidest <= 96 ? 64 : kWidest <= 192 ? 32 : 16, kPart = kKeys < 32 ? kKeys : 32;
-  // At 64 the registers of q and dO are better spent on a third block.
-  static constexpr int kBlocksPerUnit = kWidest <= 64 ? 3 : 2;
-  static constexpr bool kRowsInRegisters = kWidest > 64 && kWidest <= 128;
+  static constexpr int kWidest = kD < kDv ? kDv : kD, kWidestBytes = kWidest * int(sizeof(T));
+  static constexpr int kWarps = kWidestBytes <= 512 ? 4 : kWidestBytes <= 768 ? 2 : 1;
+  static constexpr int kThreads = 32 * kWarps, kRows = 16 * kWarps;
+  static constexpr int kKeys = kWidestBytes <= 192 ? 64 : kWidestBytes <= 384 ? 32 : 16, kPart = kKeys < 32 ? kKeys : 32;
+  // At 64 columns of a half type the registers of q and dO are better spent on a third block.
+  static constexpr int kBlocksPerUnit = kWidestBytes <= 128 ? 3 : 2;
+  static constexpr bool kRowsInRegisters = kWidestBytes > 128 && kWidestBytes <= 256;
 
   // Shared memory: for all warps their rows of q, later of dQ, and of dO; then stages of keys and values.
-  static constexpr int kQueryBytes = Tile<kD>::bytes(16), kWarpBytes = kQueryBytes + Tile<kDv>::bytes(16);
-  static constexpr int kKeyBytes = Tile<kD>::bytes(kKeys), kStageBytes = kKeyBytes + Tile<kDv>::bytes(kKeys);
+  static constexpr int kQueryBytes = Tile<T, kD>::bytes(16), kWarpBytes = kQueryBytes + Tile<T, kDv>::bytes(16);
+  static constexpr int kKeyBytes = Tile<T, kD>::bytes(kKeys), kStageBytes = kKeyBytes + Tile<T, kDv>::bytes(kKeys);
   // Last, for each stage, whether a warp has found keys that are not finite: a word a warp.
-  static constexpr int kFoundAt = kWarps * kWarpBytes + 2 * kStageBytes, kSharedBytes = kFoundAt + 2 * 4 * kWarps;
+  static constexpr int kFoundAt = kWarps * kWarpBytes + 2 * kStageBytes, kSharedBytes = kFoundAt + FoundByWarps<kWarps>::kBytes;
   static_assert(kSharedBytes <= 99 * 1024);
 };
 
 template <class T, int kD, int kDv, bool kSoftcap, Mask kMask>
 struct GatedSdpaDq {
-  using Tiles = GatedSdpaDqTiles<kD, kDv>;
+  using Tiles = GatedSdpaDqTiles<T, kD, kDv>;
   static constexpr int kKeys = Tiles::kKeys, kPart = Tiles::kPart, kBlocks = kPart / 8;
   static constexpr uint32_t kHidden = 0x80000000u;  // the bits of -0
 
@@ -58,7 +59,7 @@ struct GatedSdpaDq {
   const GatedSdpa<T>& f;
   const ScoreScale<kSoftcap, kMask> scale;
   const Shared<unsigned char> mine, stages;  // this warp's rows, and the block's keys and values
-  const Shared<uint32_t> found;
+  const FoundByWarps<Tiles::kWarps> found;
   const int lane, batch, head;
   const Rows queries, keys;
   const Position position;
@@ -70,7 +71,7 @@ struct GatedSdpaDq {
         scale(problem.forward),
         mine(shared + int(threadIdx.x) / 32 * Tiles::kWarpBytes),
         stages(shared + Tiles::kWarps * Tiles::kWarpBytes),
-        found(as<uint32_t>(shared + Tiles::kFoundAt)),
+        found{as<uint32_t>(shared + Tiles::kFoundAt)},
         lane(int(threadIdx.x) % 32),
         batch(b),
         head(h),
@@ -96,13 +97,13 @@ struct GatedSdpaDq {
 
   // A negative scale is the query's sign, as in the forward.
   __device__ __forceinline__ void read_query(uint32_t (&a)[4], int step) const {
-    const uint32_t sign = f.scale < 0 ? 0x80008000u : 0;
-    TileReader<kD>::rows(lane).load(a, mine, 0, 16 * step);
+    const uint32_t sign = f.scale < 0 ? kSigns<T> : 0;
+    TileReader<T, kD>::rows(lane).load(a, mine, 0, 2 * step);
 #pragma unroll
     for (uint32_t& x : a) x ^= sign;
   }
   __device__ __forceinline__ void read_dout(uint32_t (&a)[4], int step) const {
-    TileReader<kDv>::rows(lane).load(a, mine + Tiles::kQueryBytes, 0, 16 * step);
+    TileReader<T, kDv>::rows(lane).load(a, mine + Tiles::kQueryBytes, 0, 2 * step);
   }
 
   // The numbers of the lane's two rows. Rows beyond the last have no weights.
@@ -144,16 +145,16 @@ struct GatedSdpaDq {
       key.load(stage(tile), tile * kKeys);
       value.load(stage(tile) + Tiles::kKeyBytes, tile * kKeys);
     };
-    uint32_t q[Tiles::kRowsInRegisters ? kD / 16 : 1][4], d[Tiles::kRowsInRegisters ? kDv / 16 : 1][4];
+    uint32_t q[Tiles::kRowsInRegisters ? Tile<T, kD>::kSteps : 1][4], d[Tiles::kRowsInRegisters ? Tile<T, kDv>::kSteps : 1][4];
     if constexpr (Tiles::kRowsInRegisters) {
       cp_async_commit();
       load_keys(begin);
       cp_async_wait<0>();  // the keys' group is not committed yet: it goes on
       __syncwarp();
 #pragma unroll
-      for (int step = 0; step < kD / 16; ++step) read_query(q[step], step);
+      for (int step = 0; step < Tile<T, kD>::kSteps; ++step) read_query(q[step], step);
 #pragma unroll
-      for (int step = 0; step < kDv / 16; ++step) read_dout(d[step], step);
+      for (int step = 0; step < Tile<T, kDv>::kSteps; ++step) read_dout(d[step], step);
     } else {
       load_keys(begin);
     }
@@ -172,12 +173,12 @@ struct GatedSdpaDq {
       for (int part = 0; part < kKeys; part += kPart) {
         const int key0 = tile * kKeys + part;
         if (key0 >= last.end || key0 + kPart <= first.begin) continue;
-        const Shared<unsigned char> k = stage(tile) + Tile<kD>::bytes(part);
-        const Shared<unsigned char> v = stage(tile) + Tiles::kKeyBytes + Tile<kDv>::bytes(part);
+        const Shared<unsigned char> k = stage(tile) + Tile<T, kD>::bytes(part);
+        const Shared<unsigned char> v = stage(tile) + Tiles::kKeyBytes + Tile<T, kDv>::bytes(part);
 
         float s[kBlocks][4] = {};
 #pragma unroll
-        for (int step = 0; step < kD / 16; ++step) {
+        for (int step = 0; step < Tile<T, kD>::kSteps; ++step) {
           if constexpr (!Tiles::kRowsInRegisters) read_query(q[0], step);
           multiply<kD>(s, q[Tiles::kRowsInRegisters ? step : 0], k, step);
         }
@@ -193,7 +194,7 @@ struct GatedSdpaDq {
 #pragma unroll
           for (int e = 0; e < 4; ++e) block[e] = -numbers.change[e / 2];
 #pragma unroll
-        for (int step = 0; step < kDv / 16; ++step) {
+        for (int step = 0; step < Tile<T, kDv>::kSteps; ++step) {
           if constexpr (!Tiles::kRowsInRegisters) read_dout(d[0], step);
           multiply<kDv>(dp, d[Tiles::kRowsInRegisters ? step : 0], v, step);
         }
@@ -207,7 +208,7 @@ struct GatedSdpaDq {
             else if (__float_as_uint(s[n][e]) != kHidden)
               s[n][e] = x == 0 ? 0 : x;
           }
-        if (!block_whole && !whole && found_infinities(tile))
+        if (!block_whole && !whole && found.any(tile))
           add_seen_values<T, kD>(grad, s, k, lane);
         else
           add_values<T, false, kD>(grad, s, k, lane);
@@ -224,7 +225,7 @@ struct GatedSdpaDq {
 #pragma unroll
     for (int n = 0; n < kBlocks; n += 2) {
       uint32_t b[4];
-      TileReader<kColumns>::columns(lane).load(b, rows, 8 * n, 16 * step);
+      TileReader<T, kColumns>::columns(lane).load(b, rows, 8 * n, 2 * step);
       mma_pair<T>(products[n], products[n + 1], a, b);
     }
   }
@@ -269,13 +270,7 @@ struct GatedSdpaDq {
   // Before the barrier each thread looks through the keys that it copied, after it all know what all have found.
   __device__ __forceinline__ void look_for_infinities(const KeyLoader& key, int tile) const {
     const bool mine = key.any(stage(tile), [](uint4 piece) { return not_finite<T>(piece); });
-    const bool any = __any_sync(0xffffffffu, mine);
-    if (lane == 0) found[tile % 2 * Tiles::kWarps + int(threadIdx.x) / 32] = any;
-  }
-  __device__ __forceinline__ bool found_infinities(int tile) const {
-    static_assert(Tiles::kWarps == 4);
-    const uint4 of_warps = as<const uint4>(found)[tile % 2];
-    return (of_warps.x | of_warps.y | of_warps.z | of_warps.w) != 0;
+    found.leave(tile, mine);
   }
 
   // Over the warp's rows of q, which nobody reads any more.
@@ -284,19 +279,19 @@ struct GatedSdpaDq {
     for (int half = 0; half < 2; ++half)
 #pragma unroll
       for (int n = 0; n < kD / 8; ++n) {
-        const Shared<uint32_t> word = as<uint32_t>(mine + Tile<kD>::at(lane / 4 + 8 * half, n)) + lane % 4;
-        word[0] = pack<T>(grad[n][2 * half] * f.scale, grad[n][2 * half + 1] * f.scale);
+        const Shared<Pair<T>> pair = as<Pair<T>>(mine + Tile<T, kD>::pair_at(lane / 4 + 8 * half, n, lane));
+        pair[0] = pack_pair<T>(grad[n][2 * half] * f.scale, grad[n][2 * half + 1] * f.scale);
       }
     __syncwarp();
     const Global<T> to = p.grad_query + p.grad_query_stride.at(batch, head, queries.first);
-    constexpr int kPieces = Tile<kD>::kPieces;
+    constexpr int kPieces = Tile<T, kD>::kPieces;
     // The places are those of the query's copies: where registers are short they are computed again.
     const int first = Tiles::kRowsInRegisters ? lane : opaque(lane);
 #pragma unroll
     for (int i = 0; i < 16 * kPieces / 32; ++i) {
       const int index = i * 32 + first, row = index / kPieces, piece = index % kPieces;
       if (row0 + row >= queries.count) continue;
-      const uint4 value = as<const uint4>(mine + Tile<kD>::at(row, piece))[0];
+      const uint4 value = as<const uint4>(mine + Tile<T, kD>::at(row, piece))[0];
       as<uint4>(to + (row0 + row) * p.grad_query_stride.row)[piece] = value;
     }
   }
@@ -305,9 +300,9 @@ struct GatedSdpaDq {
 // A grid of gated_sdpa_blocks<Tiles::kRows>(...) blocks, with Tiles::kSharedBytes of dynamic shared memory.
 template <class T, int kD, int kDv, bool kSoftcap, Mask kMask>
 __global__ void
-    __launch_bounds__(GatedSdpaDqTiles<kD, kDv>::kThreads, GatedSdpaDqTiles<kD, kDv>::kBlocksPerUnit)
+    __launch_bounds__(GatedSdpaDqTiles<T, kD, kDv>::kThreads, GatedSdpaDqTiles<T, kD, kDv>::kBlocksPerUnit)
         gated_sdpa_dq(const __grid_constant__ GatedSdpaBackward<T> p) {
-  using Tiles = GatedSdpaDqTiles<kD, kDv>;
+  using Tiles = GatedSdpaDqTiles<T, kD, kDv>;
   NSK_DYNAMIC_SHARED(shared);
   const RowTile tile = row_tile<Tiles::kRows>(p.forward);
   const GatedSdpaDq<T, kD, kDv, kSoftcap, kMask> block(p, shared, tile.batch, tile.head);

@@ -30,31 +30,32 @@
 
 namespace nsk::cuda {
 
-template <int kD, int kDv>
+template <class T, int kD, int kDv>
 struct GatedSdpaTiles {
-  static constexpr int kWarps = 4, kThreads = 32 * kWarps, kRows = 16 * kWarps;
-  static constexpr int kWidest = kD < kDv ? kDv : kD;
-  static constexpr int kKeys = kWidest <= 128 ? 64 : 32;
-  static constexpr bool kQueryInRegisters = kWidest <= 128;
+  static constexpr int kWidest = kD < kDv ? kDv : kD, kWidestBytes = kWidest * int(sizeof(T));
+  static constexpr int kWarps = kWidestBytes <= 768 ? 4 : 2, kThreads = 32 * kWarps, kRows = 16 * kWarps;
+  static constexpr int kKeys = kWidestBytes <= 256 ? 64 : kWidestBytes <= 512 ? 32 : 16;
+  static constexpr bool kQueryInRegisters = kWidestBytes <= 256;
   // In a multiprocessor, as far as registers go: where nobody says it the compiler aims too high for some, and spills.
-  static constexpr int kMinBlocks = kWidest <= 64 ? 3 : 2;
+  static constexpr int kMinBlocks = kWidestBytes <= 128 ? 3 : 2;
 
   // Shared memory: a warp's rows of the query, or of gate and result, for all warps; then stages of keys and values.
-  static constexpr int kWarpBytes = Tile<kWidest>::bytes(16), kKeyBytes = Tile<kD>::bytes(kKeys);
-  static constexpr int kStageBytes = kKeyBytes + Tile<kDv>::bytes(kKeys);
+  static constexpr int kWarpBytes = Tile<T, kWidest>::bytes(16), kKeyBytes = Tile<T, kD>::bytes(kKeys);
+  static constexpr int kStageBytes = kKeyBytes + Tile<T, kDv>::bytes(kKeys);
   // Last, for each stage, whether a warp has found values that are not finite: a word a warp.
-  static constexpr int kFoundAt = kWarps * kWarpBytes + 2 * kStageBytes, kSharedBytes = kFoundAt + 2 * 4 * kWarps;
+  static constexpr int kFoundAt = kWarps * kWarpBytes + 2 * kStageBytes, kSharedBytes = kFoundAt + FoundByWarps<kWarps>::kBytes;
+  static_assert(kSharedBytes <= 99 * 1024);
 };
 
 template <class T, int kD, int kDv, bool kSoftcap, Mask kMask>
 struct GatedSdpaForward {
-  using Tiles = GatedSdpaTiles<kD, kDv>;
+  using Tiles = GatedSdpaTiles<T, kD, kDv>;
   static constexpr int kKeys = Tiles::kKeys, kBlocks = kKeys / 8;
 
   const GatedSdpa<T>& p;
   const ScoreScale<kSoftcap, kMask> scale;
   const Shared<unsigned char> mine, stages;  // this warp's rows, and the block's keys and values
-  const Shared<uint32_t> found;
+  const FoundByWarps<Tiles::kWarps> found;
   const int lane, batch, head;
   const Rows queries, keys;
   const Position position;
@@ -64,7 +65,7 @@ struct GatedSdpaForward {
         scale(problem),
         mine(shared + int(threadIdx.x) / 32 * Tiles::kWarpBytes),
         stages(shared + Tiles::kWarps * Tiles::kWarpBytes),
-        found(as<uint32_t>(shared + Tiles::kFoundAt)),
+        found{as<uint32_t>(shared + Tiles::kFoundAt)},
         lane(int(threadIdx.x) % 32),
         batch(b),
         head(h),
@@ -90,8 +91,8 @@ struct GatedSdpaForward {
 
   // A negative scale is the query's sign: softmax can then take the maximum of the bare products.
   __device__ __forceinline__ void load_query(uint32_t (&a)[4], int step, int lane) const {
-    const uint32_t sign = p.scale < 0 ? 0x80008000u : 0;
-    TileReader<kD>::rows(lane).load(a, mine, 0, 16 * step);
+    const uint32_t sign = p.scale < 0 ? kSigns<T> : 0;
+    TileReader<T, kD>::rows(lane).load(a, mine, 0, 2 * step);
 #pragma unroll
     for (uint32_t& x : a) x ^= sign;
   }
@@ -121,14 +122,14 @@ struct GatedSdpaForward {
       key.load(stage(tile), tile * kKeys);
       value.load(stage(tile) + Tiles::kKeyBytes, tile * kKeys);
     };
-    uint32_t q[Tiles::kQueryInRegisters ? kD / 16 : 1][4];
+    uint32_t q[Tiles::kQueryInRegisters ? Tile<T, kD>::kSteps : 1][4];
     if constexpr (Tiles::kQueryInRegisters) {
       cp_async_commit();
       if (sees_any) load_keys(begin);
       cp_async_wait<0>();  // the keys' group is not committed yet: it goes on
       __syncwarp();
 #pragma unroll
-      for (int step = 0; step < kD / 16; ++step) load_query(q[step], step, lane);
+      for (int step = 0; step < Tile<T, kD>::kSteps; ++step) load_query(q[step], step, lane);
       __syncwarp();  // all lanes have read what the gate is to overwrite
       if (sees_any) load_gate(row0);
     } else if (sees_any) {
@@ -154,13 +155,13 @@ struct GatedSdpaForward {
 
       float s[kBlocks][4] = {};
 #pragma unroll
-      for (int step = 0; step < kD / 16; ++step) {
+      for (int step = 0; step < Tile<T, kD>::kSteps; ++step) {
         if constexpr (!Tiles::kQueryInRegisters) load_query(q[0], step, lane);
         const auto& a = q[Tiles::kQueryInRegisters ? step : 0];
 #pragma unroll
         for (int n = 0; n < kBlocks; n += 2) {
           uint32_t b[4];
-          TileReader<kD>::columns(lane).load(b, stage(tile), 8 * n, 16 * step);
+          TileReader<T, kD>::columns(lane).load(b, stage(tile), 8 * n, 2 * step);
           mma_pair<T>(s[n], s[n + 1], a, b);
         }
       }
@@ -183,7 +184,7 @@ struct GatedSdpaForward {
       for (auto& block : out)
 #pragma unroll
         for (int e = 0; e < 4; ++e) block[e] *= correction[e / 2];
-      if (!block_whole && !whole && found_infinities(tile))
+      if (!block_whole && !whole && found.any(tile))
         add_seen_values<T, kDv>(out, s, stage(tile) + Tiles::kKeyBytes, lane);
       else
         add_values<T, false, kDv>(out, s, stage(tile) + Tiles::kKeyBytes, lane);
@@ -203,13 +204,7 @@ struct GatedSdpaForward {
   // Before the barrier each thread looks through the values that it copied, after it all know what all have found.
   __device__ __forceinline__ void look_for_infinities(const ValueLoader& value, int tile) const {
     const bool mine = value.any(stage(tile) + Tiles::kKeyBytes, [](uint4 piece) { return not_finite<T>(piece); });
-    const bool any = __any_sync(0xffffffffu, mine);
-    if (lane == 0) found[tile % 2 * Tiles::kWarps + int(threadIdx.x) / 32] = any;
-  }
-  __device__ __forceinline__ bool found_infinities(int tile) const {
-    static_assert(Tiles::kWarps == 4);
-    const uint4 of_warps = as<const uint4>(found)[tile % 2];
-    return (of_warps.x | of_warps.y | of_warps.z | of_warps.w) != 0;
+    found.leave(tile, mine);
   }
 
   // Without a mask position knows it, and `sees` has not to be kept.
@@ -247,34 +242,34 @@ struct GatedSdpaForward {
             alive ? log_of_sum(top, sum) + nan : minus_infinity();
 #pragma unroll
       for (int n = 0; n < kDv / 8; ++n) {
-        const Shared<uint32_t> word = as<uint32_t>(mine + Tile<kDv>::at(lane / 4 + 8 * half, n)) + lane % 4;
+        const Shared<Pair<T>> pair = as<Pair<T>>(mine + Tile<T, kDv>::pair_at(lane / 4 + 8 * half, n, lane));
         float x = 0, y = 0;
         if (alive) {
           x = out[n][2 * half] * share, y = out[n][2 * half + 1] * share;
           if (p.gate_kind == Gate::elementwise) {
-            const float2 gate = gate_at(word, row, 8 * n + lane % 4 * 2);
+            const float2 gate = gate_at(pair, row, 8 * n + lane % 4 * 2);
             x *= sigmoid(gate.x), y *= sigmoid(gate.y);
           }
         }
-        word[0] = pack<T>(x, y);
+        pair[0] = pack_pair<T>(x, y);
       }
     }
     __syncwarp();
     const Global<T> to = p.out + p.out_stride.at(batch, head, queries.first);
-    constexpr int kPieces = Tile<kDv>::kPieces;
+    constexpr int kPieces = Tile<T, kDv>::kPieces;
 #pragma unroll
     for (int i = 0; i < 16 * kPieces / 32; ++i) {
       const int index = i * 32 + lane, row = index / kPieces, piece = index % kPieces;
       if (row0 + row >= queries.count) continue;
-      const uint4 value = as<const uint4>(mine + Tile<kDv>::at(row, piece))[0];
+      const uint4 value = as<const uint4>(mine + Tile<T, kDv>::at(row, piece))[0];
       as<uint4>(to + (row0 + row) * p.out_stride.row)[piece] = value;
     }
   }
 
-  __device__ __forceinline__ float2 gate_at(Shared<uint32_t> word, int row, int column) const {
+  __device__ __forceinline__ float2 gate_at(Shared<const Pair<T>> pair, int row, int column) const {
     if (gate_in_tile()) {
-      const uint32_t bits = word[0];
-      return unpack<T>(bits);
+      const Pair<T> bits = pair[0];
+      return unpack_pair<T>(bits);
     }
     const int64_t at = p.gate_stride.at(batch, head, queries.first + row) + column;
     return {p.gate[at], p.gate[at + 1]};
@@ -285,9 +280,9 @@ struct GatedSdpaForward {
 
 // A grid of gated_sdpa_blocks(...) blocks, with Tiles::kSharedBytes of dynamic shared memory.
 template <class T, int kD, int kDv, bool kSoftcap, Mask kMask>
-__global__ void __launch_bounds__(GatedSdpaTiles<kD, kDv>::kThreads, GatedSdpaTiles<kD, kDv>::kMinBlocks)
+__global__ void __launch_bounds__(GatedSdpaTiles<T, kD, kDv>::kThreads, GatedSdpaTiles<T, kD, kDv>::kMinBlocks)
     gated_sdpa_forward(const __grid_constant__ GatedSdpa<T> p) {
-  using Tiles = GatedSdpaTiles<kD, kDv>;
+  using Tiles = GatedSdpaTiles<T, kD, kDv>;
   NSK_DYNAMIC_SHARED(shared);
   const RowTile tile = row_tile<Tiles::kRows>(p);
   const GatedSdpaForward<T, kD, kDv, kSoftcap, kMask> block(p, shared, tile.batch, tile.head);

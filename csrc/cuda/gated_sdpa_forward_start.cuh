@@ -8,7 +8,7 @@ namespace nsk::cuda {
 
 template <class T, class Dims>
 nsk_status start_forward(const GatedSdpa<T>& p, Mask mask, const Launcher& launcher) {
-  using Tiles = GatedSdpaTiles<Dims::kD, Dims::kDv>;
+  using Tiles = GatedSdpaTiles<T, Dims::kD, Dims::kDv>;
   const int64_t blocks = gated_sdpa_blocks<Tiles::kRows>(p);
   if (blocks == 0) return NSK_OK;
   if (blocks > kMaxGridX) return NSK_BAD_ARGUMENT;

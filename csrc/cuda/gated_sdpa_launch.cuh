@@ -24,7 +24,8 @@ struct HeadDimsList {
 
 template <class T>
 TensorOfEither<T> either(const nsk_view& v) {
-  return {Global<const unsigned char>(static_cast<const unsigned char*>(v.data)), v.dtype == NSK_F32};
+  const bool is_float = sizeof(T) == 2 && v.dtype == NSK_F32;
+  return {Global<const unsigned char>(static_cast<const unsigned char*>(v.data)), is_float};
 }
 inline Strides strides(const nsk_view& v) { return {v.stride[0], v.stride[1], v.stride[2]}; }
 template <class T>

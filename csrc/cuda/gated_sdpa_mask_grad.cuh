@@ -30,19 +30,22 @@
 
 namespace nsk::cuda {
 
-template <int kD, int kDv>
+template <class T, int kD, int kDv>
 struct GatedSdpaMaskGradTiles {
-  static constexpr int kWarps = 4, kThreads = 32 * kWarps, kRows = 16 * kWarps;
-  static constexpr int kWidest = kD < kDv ? kDv : kD, kKeys = kWidest <= 128 ? 64 : 32;
+  static constexpr int kWidest = kD < kDv ? kDv : kD, kWidestBytes = kWidest * int(sizeof(T));
+  static constexpr int kWarps = kWidestBytes <= 512 ? 4 : 2, kThreads = 32 * kWarps, kRows = 16 * kWarps;
+  static constexpr int kKeys = kWidestBytes <= 256 ? 64 : kWidestBytes <= 768 ? 32 : 16;
 
   // Shared memory: query, keys, dO, values. In the end, sums, in place of query and keys, which nobody reads while the
   // last turn's second product is under way.
-  static constexpr int kKeysAt = Tile<kD>::bytes(kRows), kGradAt = kKeysAt + Tile<kD>::bytes(kKeys);
-  static constexpr int kValuesAt = kGradAt + Tile<kDv>::bytes(kRows);
-  static constexpr int kSharedBytes = kValuesAt + Tile<kDv>::bytes(kKeys);
-  static_assert(4 * kRows * kKeys <= kGradAt);
+  static constexpr int kKeysAt = Tile<T, kD>::bytes(kRows), kGradAt = kKeysAt + Tile<T, kD>::bytes(kKeys);
+  static constexpr int kValuesAt = kGradAt + Tile<T, kDv>::bytes(kRows);
+  static constexpr int kSharedBytes = kValuesAt + Tile<T, kDv>::bytes(kKeys);
+  static_assert(4 * kRows * kKeys <= kGradAt && kSharedBytes <= 99 * 1024);
   // Eight entries of four rows, which half a warp writes at once, lie in different banks.
-  __device__ static __forceinline__ int sum_at(int row, int key) { return row * kKeys + (key ^ row % 4 * 8); }
+  __device__ static __forceinline__ int sum_at(int row, int key) {
+    return row * kKeys + (key ^ (kKeys < 32 ? row / 2 % 2 : row % 4) * 8);
+  }
 };
 
 // Which of the mask's dimensions are the scores' own; along the others it is broadcast.
@@ -66,7 +69,7 @@ __host__ __device__ inline int64_t mask_grad_blocks(const GatedSdpaBackward<T>& 
 
 template <class T, int kD, int kDv, bool kSoftcap>
 struct GatedSdpaMaskGrad {
-  using Tiles = GatedSdpaMaskGradTiles<kD, kDv>;
+  using Tiles = GatedSdpaMaskGradTiles<T, kD, kDv>;
   static constexpr int kRows = Tiles::kRows, kKeys = Tiles::kKeys, kBlocks = kKeys / 8;
 
   const GatedSdpaBackward<T>& backward;
@@ -142,15 +145,15 @@ struct GatedSdpaMaskGrad {
   template <int kColumns>
   __device__ __forceinline__ void multiply(float (&d)[kBlocks][4], int a_at, int b_at, uint32_t sign) const {
 #pragma unroll
-    for (int step = 0; step < kColumns / 16; ++step) {
+    for (int step = 0; step < Tile<T, kColumns>::kSteps; ++step) {
       uint32_t a[4];
-      TileReader<kColumns>::rows(lane).load(a, shared + (a_at + warp * Tile<kColumns>::bytes(16)), 0, 16 * step);
+      TileReader<T, kColumns>::rows(lane).load(a, shared + (a_at + warp * Tile<T, kColumns>::bytes(16)), 0, 2 * step);
 #pragma unroll
       for (uint32_t& x : a) x ^= sign;
 #pragma unroll
       for (int n = 0; n < kBlocks; n += 2) {
         uint32_t b[4];
-        TileReader<kColumns>::columns(lane).load(b, shared + b_at, 8 * n, 16 * step);
+        TileReader<T, kColumns>::columns(lane).load(b, shared + b_at, 8 * n, 2 * step);
         mma_pair<T>(d[n], d[n + 1], a, b);
       }
     }
@@ -168,7 +171,7 @@ struct GatedSdpaMaskGrad {
       load_grad_and_values(at);
       cp_async_commit();
       float s[kBlocks][4] = {}, products[kBlocks][4] = {};
-      multiply<kD>(s, 0, Tiles::kKeysAt, p.scale < 0 ? 0x80008000u : 0);
+      multiply<kD>(s, 0, Tiles::kKeysAt, p.scale < 0 ? kSigns<T> : 0);
       cp_async_wait<0>();
       __syncthreads();
       tile = next(tile + 1);
@@ -242,16 +245,13 @@ struct GatedSdpaMaskGrad {
     const int64_t* size = backward.mask_size;
     if (row >= size[2] || key >= size[3]) return;
     const int64_t at = ((batch * size[1] + head) * size[2] + row) * size[3] + key;
-    if (p.mask.is_float)
-      as<float>(backward.grad_mask)[at] = sum;
-    else
-      as<uint16_t>(backward.grad_mask)[at] = uint16_t(pack<T>(sum, 0));
+    store_either<T>(backward.grad_mask, at, p.mask.is_float, sum);
   }
 };
 
 // A grid of mask_grad_blocks<Tiles>(p) blocks, with Tiles::kSharedBytes of dynamic shared memory. Dense calls only.
 template <class T, int kD, int kDv, bool kSoftcap>
-__global__ void __launch_bounds__(GatedSdpaMaskGradTiles<kD, kDv>::kThreads)
+__global__ void __launch_bounds__(GatedSdpaMaskGradTiles<T, kD, kDv>::kThreads)
     gated_sdpa_mask_grad(const __grid_constant__ GatedSdpaBackward<T> p) {
   NSK_DYNAMIC_SHARED(shared);
   GatedSdpaMaskGrad<T, kD, kDv, kSoftcap>(p, shared).run();

@@ -9,7 +9,7 @@ namespace nsk::cuda {
 
 template <class T, class Dims>
 nsk_status start_norm(const GatedSdpaBackward<T>& p, const Launcher& launcher) {
-  using Tiles = GatedSdpaNormTiles<Dims::kD>;
+  using Tiles = GatedSdpaNormTiles<T, Dims::kD>;
   const auto with = [&]<bool kSoftcap>() {
     return launcher.start<gated_sdpa_norm<T, Dims::kD, kSoftcap>>(
         "gated_sdpa_norm", {gated_sdpa_blocks<Tiles::kRows>(p.forward)}, Tiles::kThreads, Tiles::kSharedBytes, p);
@@ -19,7 +19,7 @@ nsk_status start_norm(const GatedSdpaBackward<T>& p, const Launcher& launcher) {
 
 template <class T, class Dims>
 nsk_status start_mask_grad(const GatedSdpaBackward<T>& p, const Launcher& launcher) {
-  using Tiles = GatedSdpaMaskGradTiles<Dims::kD, Dims::kDv>;
+  using Tiles = GatedSdpaMaskGradTiles<T, Dims::kD, Dims::kDv>;
   const int64_t blocks = mask_grad_blocks<Tiles>(p);
   if (blocks == 0) return NSK_OK;
   if (blocks > kMaxGridX) return NSK_BAD_ARGUMENT;

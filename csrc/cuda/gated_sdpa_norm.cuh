@@ -15,22 +15,23 @@
 
 namespace nsk::cuda {
 
-template <int kD>
+template <class T, int kD>
 struct GatedSdpaNormTiles {
   static constexpr int kWarps = 4, kThreads = 32 * kWarps, kRows = 16 * kWarps;
-  static constexpr int kKeys = kD <= 128 ? 64 : 32;
-  static constexpr bool kQueryInRegisters = kD <= 128;
+  static constexpr int kBytes = kD * int(sizeof(T)), kKeys = kBytes <= 256 ? 64 : kBytes <= 768 ? 32 : 16;
+  static constexpr bool kQueryInRegisters = kBytes <= 256;
 
   // Shared memory: a warp's rows of the query, for all warps; then two stages of keys.
-  static constexpr int kWarpBytes = Tile<kD>::bytes(16), kStageBytes = Tile<kD>::bytes(kKeys);
+  static constexpr int kWarpBytes = Tile<T, kD>::bytes(16), kStageBytes = Tile<T, kD>::bytes(kKeys);
   static constexpr int kSharedBytes = kWarps * kWarpBytes + 2 * kStageBytes;
+  static_assert(kSharedBytes <= 99 * 1024);
 };
 
 // A grid of gated_sdpa_blocks<kRows>(p.forward) blocks, with Tiles::kSharedBytes of dynamic shared memory.
 template <class T, int kD, bool kSoftcap>
-__global__ void __launch_bounds__(GatedSdpaNormTiles<kD>::kThreads, 2)
+__global__ void __launch_bounds__(GatedSdpaNormTiles<T, kD>::kThreads, 2)
     gated_sdpa_norm(const __grid_constant__ GatedSdpaBackward<T> backward) {
-  using Tiles = GatedSdpaNormTiles<kD>;
+  using Tiles = GatedSdpaNormTiles<T, kD>;
   constexpr int kKeys = Tiles::kKeys, kBlocks = kKeys / 8;
   NSK_DYNAMIC_SHARED(shared);
   const GatedSdpa<T>& p = backward.forward;
@@ -62,13 +63,13 @@ __global__ void __launch_bounds__(GatedSdpaNormTiles<kD>::kThreads, 2)
   cp_async_commit();
 
   // A negative scale is the query's sign, as in gated_sdpa_forward.
-  const uint32_t sign = p.scale < 0 ? 0x80008000u : 0;
+  const uint32_t sign = p.scale < 0 ? kSigns<T> : 0;
   const auto load_query = [&](uint32_t(&a)[4], int step, int lane) {
-    TileReader<kD>::rows(lane).load(a, mine, 0, 16 * step);
+    TileReader<T, kD>::rows(lane).load(a, mine, 0, 2 * step);
 #pragma unroll
     for (uint32_t& x : a) x ^= sign;
   };
-  uint32_t q[Tiles::kQueryInRegisters ? kD / 16 : 1][4];
+  uint32_t q[Tiles::kQueryInRegisters ? Tile<T, kD>::kSteps : 1][4];
   OnlineSoftmax softmax;
   unsigned sees = 0;
   for (int tile = begin; tile < end; ++tile) {
@@ -79,7 +80,7 @@ __global__ void __launch_bounds__(GatedSdpaNormTiles<kD>::kThreads, 2)
     if constexpr (Tiles::kQueryInRegisters) {
       if (tile == begin)
 #pragma unroll
-        for (int step = 0; step < kD / 16; ++step) load_query(q[step], step, this_lane);
+        for (int step = 0; step < Tile<T, kD>::kSteps; ++step) load_query(q[step], step, this_lane);
     }
     const int lane = opaque(this_lane);  // as in gated_sdpa_forward
     const int key0 = tile * kKeys;
@@ -87,13 +88,13 @@ __global__ void __launch_bounds__(GatedSdpaNormTiles<kD>::kThreads, 2)
 
     float s[kBlocks][4] = {};
 #pragma unroll
-    for (int step = 0; step < kD / 16; ++step) {
+    for (int step = 0; step < Tile<T, kD>::kSteps; ++step) {
       if constexpr (!Tiles::kQueryInRegisters) load_query(q[0], step, lane);
       const auto& a = q[Tiles::kQueryInRegisters ? step : 0];
 #pragma unroll
       for (int n = 0; n < kBlocks; n += 2) {
         uint32_t b[4];
-        TileReader<kD>::columns(lane).load(b, stage(tile), 8 * n, 16 * step);
+        TileReader<T, kD>::columns(lane).load(b, stage(tile), 8 * n, 2 * step);
         mma_pair<T>(s[n], s[n + 1], a, b);
       }
     }

@@ -15,7 +15,25 @@ struct Strides {  // in elements; 0 where the tensor does not have the dimension
 enum class Gate { none, elementwise, headwise };
 enum class Mask { none, boolean, floating };
 
-// A tensor of T or of float; elements are counted in its own type.
+// One number of T.
+template <class T>
+__device__ __forceinline__ float load_one(Global<const T> from) {
+  if constexpr (sizeof(T) == 4) {
+    return as<const float>(from)[0];
+  } else {
+    const uint16_t bits = as<const uint16_t>(from)[0];
+    return unpack<T>(bits).x;
+  }
+}
+template <class T>
+__device__ __forceinline__ void store_one(Global<T> to, float x) {
+  if constexpr (sizeof(T) == 4)
+    as<float>(to)[0] = x;
+  else
+    as<uint16_t>(to)[0] = uint16_t(pack<T>(x, 0));
+}
+
+// A tensor of T or, where T is a half type, of float; elements are counted in its own type.
 template <class T>
 struct TensorOfEither {
   Global<const unsigned char> data;
@@ -24,10 +42,17 @@ struct TensorOfEither {
   __device__ __forceinline__ explicit operator bool() const { return bool(data); }
   __device__ __forceinline__ float operator[](int64_t i) const {
     if (is_float) return as<const float>(data)[i];
-    const uint16_t bits = as<const uint16_t>(data)[i];
-    return unpack<T>(bits).x;
+    return load_one(as<const T>(data) + i);
   }
 };
+
+template <class T>
+__device__ __forceinline__ void store_either(Global<unsigned char> to, int64_t i, bool is_float, float x) {
+  if (is_float)
+    as<float>(to)[i] = x;
+  else
+    store_one(as<T>(to) + i, x);
+}
 
 // As nsk_gated_sdpa in nsk.h. Lengths add up to less than 2^31. query, key, value, out and an elementwise gate have
 // unit column strides; their rows begin at multiples of 16 bytes, only an elementwise gate of float may begin anywhere.

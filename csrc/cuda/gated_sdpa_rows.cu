@@ -28,9 +28,12 @@ nsk_status start_sink(const GatedSdpaBackward<T>& p, const nsk_view& gradient, c
 
 template int64_t sink_parts<bf16>(const GatedSdpa<bf16>&);
 template int64_t sink_parts<f16>(const GatedSdpa<f16>&);
+template int64_t sink_parts<tf32>(const GatedSdpa<tf32>&);
 template nsk_status start_rows<bf16>(const GatedSdpaBackward<bf16>&, int, const Launcher&);
 template nsk_status start_rows<f16>(const GatedSdpaBackward<f16>&, int, const Launcher&);
+template nsk_status start_rows<tf32>(const GatedSdpaBackward<tf32>&, int, const Launcher&);
 template nsk_status start_sink<bf16>(const GatedSdpaBackward<bf16>&, const nsk_view&, const Launcher&);
 template nsk_status start_sink<f16>(const GatedSdpaBackward<f16>&, const nsk_view&, const Launcher&);
+template nsk_status start_sink<tf32>(const GatedSdpaBackward<tf32>&, const nsk_view&, const Launcher&);
 
 }  // namespace nsk::cuda

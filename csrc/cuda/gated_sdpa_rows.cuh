@@ -96,10 +96,7 @@ struct GatedSdpaRows {
     if (f.gate_kind == Gate::headwise && p.grad_gate) {
       const int64_t to = p.grad_gate_stride.at(batch, head, at);
       const float grad = alive ? total * closed : 0.0f;
-      if (f.gate.is_float)
-        as<float>(p.grad_gate)[to] = grad;
-      else
-        as<uint16_t>(p.grad_gate)[to] = uint16_t(pack<T>(grad, 0));
+      store_either<T>(p.grad_gate, to, f.gate.is_float, grad);
     }
     float change = 0;
     if (alive) {
@@ -142,7 +139,7 @@ struct GatedSdpaRows {
 #pragma unroll
     for (int i = 0; i < 8; i += 2) {
       const float factor[2] = {opens[i] * share, opens[i + 1] * share};
-      const float2 rounded = unpack<T>(pack<T>(dout[i] * factor[0], dout[i + 1] * factor[1]));
+      const float2 rounded = as_operands<T>(dout[i] * factor[0], dout[i + 1] * factor[1]);
       scaled[i] = rounded.x, scaled[i + 1] = rounded.y;
       // Where next to nothing passes, there is nothing to divide by, and out is next to nothing too.
       total += out[i] * (factor[0] > 1e-30f ? rounded.x * rcp_approx(factor[0]) : dout[i]);
@@ -167,16 +164,26 @@ struct GatedSdpaRows {
   }
   __device__ static __forceinline__ void load_eight(float (&x)[8], Global<const T> from, int64_t stride = 1) {
     if (stride == 1 && in_pieces(from)) {
-      const uint4 bits = as<const uint4>(from)[0];
-      const float2 a = unpack<T>(bits.x), b = unpack<T>(bits.y), c = unpack<T>(bits.z), d = unpack<T>(bits.w);
-      x[0] = a.x, x[1] = a.y, x[2] = b.x, x[3] = b.y, x[4] = c.x, x[5] = c.y, x[6] = d.x, x[7] = d.y;
+      constexpr int kOfPiece = 16 / int(sizeof(T));
+#pragma unroll
+      for (int piece = 0; piece < 8 / kOfPiece; ++piece) {
+        const uint4 bits = as<const uint4>(from)[piece];
+        const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
+#pragma unroll
+        for (int i = 0; i < kOfPiece; i += 2) {
+          Pair<T> pair;
+          if constexpr (sizeof(T) == 2)
+            pair = words[i / 2];
+          else
+            pair = {words[i], words[i + 1]};
+          const float2 values = unpack_pair<T>(pair);
+          x[piece * kOfPiece + i] = values.x, x[piece * kOfPiece + i + 1] = values.y;
+        }
+      }
       return;
     }
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const uint16_t bits = as<const uint16_t>(from)[i * stride];
-      x[i] = unpack<T>(bits).x;
-    }
+    for (int i = 0; i < 8; ++i) x[i] = load_one(from + i * stride);
   }
   __device__ static __forceinline__ void load_eight(float (&x)[8], Global<const float> from) {
 #pragma unroll
@@ -186,14 +193,17 @@ struct GatedSdpaRows {
     }
   }
   __device__ static __forceinline__ void store_eight(Global<T> to, const float (&x)[8]) {
-    const uint4 bits{pack<T>(x[0], x[1]), pack<T>(x[2], x[3]), pack<T>(x[4], x[5]), pack<T>(x[6], x[7])};
     if (in_pieces(to)) {
-      as<uint4>(to)[0] = bits;
+      if constexpr (sizeof(T) == 2) {
+        as<uint4>(to)[0] = {pack<T>(x[0], x[1]), pack<T>(x[2], x[3]), pack<T>(x[4], x[5]), pack<T>(x[6], x[7])};
+      } else {
+        as<float4>(to)[0] = {x[0], x[1], x[2], x[3]};
+        as<float4>(to)[1] = {x[4], x[5], x[6], x[7]};
+      }
       return;
     }
-    const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
 #pragma unroll
-    for (int i = 0; i < 8; ++i) as<uint16_t>(to)[i] = uint16_t(words[i / 2] >> 16 * (i % 2));
+    for (int i = 0; i < 8; ++i) store_one(to + i, x[i]);
   }
   __device__ static __forceinline__ void store_eight(Global<float> to, const float (&x)[8]) {
 #pragma unroll

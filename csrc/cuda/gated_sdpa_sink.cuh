@@ -27,10 +27,7 @@ __global__ void __launch_bounds__(GatedSdpaSink::kThreads) gated_sdpa_sink(const
 #pragma unroll
   for (int other = 16; other > 0; other /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, other);
   if (lane != 0) return;
-  if (p.is_float)
-    as<float>(p.gradient)[head * p.stride] = sum;
-  else
-    as<uint16_t>(p.gradient)[head * p.stride] = uint16_t(pack<T>(sum, 0));
+  store_either<T>(p.gradient, head * p.stride, p.is_float, sum);
 }
 
 }  // namespace nsk::cuda

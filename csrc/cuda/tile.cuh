@@ -1,26 +1,37 @@
-// Tiles of 16-bit matrices in shared memory, and the matrix units' operands out of them.
+// Tiles of matrices in shared memory, and the matrix units' operands out of them.
 //
 // A tile keeps its rows one after another, each as pieces of 16 bytes. ldmatrix reads one piece of each of eight rows
 // at a time, which is free of conflicts if they lie in eight different groups of four banks. Where rows are so long
 // that several of the eight begin in the same group, their pieces are permuted (swizzled): with g = gcd(pieces of a
 // row, 8), row r begins in one of 8 / g groups, and an exclusive-or of the piece's number with r / (8 / g) % g tells
 // those apart that begin in the same one.
+//
+// An mma takes two pieces of every row: 16 columns of a half type, eight of tf32. ldmatrix, which knows nothing of types,
+// puts either where it belongs. Only its transposed form is for 16 bits, and numbers of 32 are read one by one there.
 #pragma once
 
 #include "device.cuh"
 
 namespace nsk::cuda {
 
-template <int kColumns>
+template <class T, int kColumns>
 struct Tile {
-  static_assert(kColumns % 16 == 0, "mma takes 16 columns at a time");
-  static constexpr int kPieces = kColumns / 8, kRowBytes = 2 * kColumns;
+  static constexpr int kOfPiece = 16 / int(sizeof(T)), kPieces = kColumns / kOfPiece, kRowBytes = 16 * kPieces;
+  static_assert(kColumns % (2 * kOfPiece) == 0, "mma takes two pieces at a time");
+  static constexpr int kSteps = kPieces / 2;               // of a product along the columns
   static constexpr int kShared = kPieces % 8 == 0 ? 8 : kPieces % 4 == 0 ? 4 : 2;  // gcd(kPieces, 8)
 
   static constexpr int bytes(int rows) { return rows * kRowBytes; }
 
   // Where a piece of a row begins.
   __device__ static __forceinline__ int at(int row, int piece) { return row * kRowBytes + (piece ^ swizzle(row)) * 16; }
+  // Where a lane has the two numbers of a row that are its own among the sums of columns 8 n to 8 n + 7.
+  __device__ static __forceinline__ int pair_at(int row, int n, int lane) {
+    if constexpr (sizeof(T) == 2)
+      return at(row, n) + lane % 4 * 4;
+    else
+      return at(row, 2 * n + lane % 4 / 2) + lane % 2 * 8;
+  }
   // It depends on row % 8 alone, and permutes pieces within groups of kShared.
   __device__ static __forceinline__ int swizzle(int row) { return row / (8 / kShared) % kShared; }
 };
@@ -30,13 +41,13 @@ struct Tile {
 // pieces differ from there by constants in the tile, and by whole rows in the matrix.
 template <int kRows, int kColumns, int kThreads, class T>
 class TileLoader {
-  using Layout = Tile<kColumns>;
+  using Layout = Tile<T, kColumns>;
   static constexpr int kGroup = Layout::kShared, kStep = kThreads / kGroup;
   static_assert(kRows % kStep == 0, "every thread copies as many pieces");
 
  public:
   __device__ __forceinline__ TileLoader(Global<const T> matrix, int64_t stride, int rows, int thread)
-      : from_(matrix + (thread / kGroup * stride + thread % kGroup * 8)),
+      : from_(matrix + (thread / kGroup * stride + thread % kGroup * Layout::kOfPiece)),
         stride_(stride),
         rows_(rows - thread / kGroup),
         thread_(thread) {}
@@ -72,7 +83,7 @@ class TileLoader {
       const Shared<unsigned char> there =
           kStep % 8 == 0 ? place + r * Layout::kRowBytes : tile + Layout::at(row + r, piece);
 #pragma unroll
-      for (int group = 0; group < Layout::kPieces; group += kGroup) f(there + group * 16, r, group * 8);
+      for (int group = 0; group < Layout::kPieces; group += kGroup) f(there + group * 16, r, group * Layout::kOfPiece);
     }
   }
 
@@ -81,14 +92,14 @@ class TileLoader {
   int rows_, thread_;
 };
 
-// What ldmatrix takes from a tile, for one lane. `row` and `column` are multiples of 8 and 16, known when compiling.
-template <int kColumns>
+// What ldmatrix takes from a tile, for one lane. `row` and `piece` are multiples of 8 and 2, known when compiling.
+template <class T, int kColumns>
 class TileReader {
-  using Layout = Tile<kColumns>;
+  using Layout = Tile<T, kColumns>;
 
  public:
-  // A, 16 x 16, and B of two mma side by side with k as the tile's rows and n as its columns, transposed: its first two
-  // registers are of the first eight n.
+  // A, 16 rows; and B of two mma of a half type side by side with k as the tile's rows and n as its columns, transposed:
+  // its first two registers are of the first eight n.
   __device__ static __forceinline__ TileReader rows(int lane) { return {lane % 16, lane / 16}; }
   // B of two mma side by side with k as the tile's columns and n as its rows.
   __device__ static __forceinline__ TileReader columns(int lane) {
@@ -96,9 +107,13 @@ class TileReader {
   }
 
   template <bool kTransposed = false>
-  __device__ __forceinline__ void load(uint32_t (&fragment)[4], Shared<unsigned char> tile, int row, int column) const {
-    const int piece = column / 8 % Layout::kShared, group = column / 8 - piece;
-    ldmatrix<kTransposed>(fragment, tile + ((piece * 16 ^ permuted_) + row_) + (row * Layout::kRowBytes + group * 16));
+  __device__ __forceinline__ void load(uint32_t (&fragment)[4], Shared<unsigned char> tile, int row, int piece) const {
+    static_assert(!kTransposed || sizeof(T) == 2);
+    const int own = piece % Layout::kShared, group = piece - own;
+    ldmatrix<kTransposed>(fragment, tile + ((own * 16 ^ permuted_) + row_) + (row * Layout::kRowBytes + group * 16));
+    if constexpr (sizeof(T) == 4)
+#pragma unroll
+      for (uint32_t& x : fragment) x = to_tf32(__uint_as_float(x));
   }
 
  private:
@@ -107,6 +122,42 @@ class TileReader {
 
   int row_, permuted_;
 };
+
+// B of an mma of tf32 with k as the tile's rows, eight from `row` on, and n as its columns, eight from 8 n on: for one
+// lane. k is counted in another order than rows: the even ones come first, so that a lane has those two neighbours that
+// are its own among the sums of another product.
+template <class T, int kColumns>
+class TransposedReader {
+  using Layout = Tile<T, kColumns>;
+  static_assert(sizeof(T) == 4);
+
+ public:
+  __device__ __forceinline__ explicit TransposedReader(int lane) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int row = lane % 4 * 2 + i;
+      row_[i] = row * Layout::kRowBytes + lane / 4 % 4 * 4;
+      permuted_[i] = (lane / 16 ^ Layout::swizzle(row)) * 16;
+    }
+  }
+
+  __device__ __forceinline__ void load(uint32_t (&b)[2], Shared<unsigned char> tile, int row, int n) const {
+    const int own = 2 * n % Layout::kShared, group = 2 * n - own;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int at = (own * 16 ^ permuted_[i]) + row_[i] + (row * Layout::kRowBytes + group * 16);
+      const float x = as<const float>(tile + at)[0];
+      b[i] = to_tf32(x);
+    }
+  }
+
+ private:
+  int row_[2], permuted_[2];
+};
+
+// The sign of every number in a word of operands.
+template <class T>
+inline constexpr uint32_t kSigns = sizeof(T) == 2 ? 0x80008000u : 0x80000000u;
 
 // Two mma side by side.
 template <class T>

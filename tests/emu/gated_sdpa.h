@@ -97,7 +97,7 @@ class SdpaProblem {
 
   Outcome run(const Options& options) const {
     return run_with([&](const GatedSdpa<T>& p, GlobalMemory& memory) {
-      using Tiles = GatedSdpaTiles<kD, kDv>;
+      using Tiles = GatedSdpaTiles<T, kD, kDv>;
       const Launch what{"gated_sdpa_forward",
                         {unsigned(gated_sdpa_blocks<Tiles::kRows>(p))},
                         {Tiles::kThreads},

@@ -85,7 +85,7 @@ class BackwardProblem {
     grad_.resize(size_t(rows_) * row_q_);
     p.grad_query = memory.output("grad_query", grad_.data(), grad_.size());
     p.grad_query_stride = p.forward.query_stride;
-    using Tiles = GatedSdpaDqTiles<kD, kDv>;
+    using Tiles = GatedSdpaDqTiles<T, kD, kDv>;
     const Launch what{"gated_sdpa_dq",
                       {unsigned(gated_sdpa_blocks<Tiles::kRows>(p.forward))},
                       {Tiles::kThreads},

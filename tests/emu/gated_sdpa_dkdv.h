@@ -30,6 +30,8 @@ struct KeyGradientsCase {
 template <class T, int kD, int kDv, bool kSoftcap, Mask kMask>
 class KeyGradientsProblem {
  public:
+  using Number = T;
+
   explicit KeyGradientsProblem(const KeyGradientsCase& c, uint64_t seed = 1) : c_(c) {
     CHECK((c.softcap > 0) == kSoftcap && c.mask == kMask);
     // [batch, row, head, column] with eight elements of NaN after each row; scaled is [batch, head, row, column].
@@ -98,7 +100,7 @@ class KeyGradientsProblem {
     if (kWanted != Wanted::key) g.grad_value = memory.output("grad_value", dv.data(), dv.size());
     g.grad_key_stride = p.key_stride, g.grad_value_stride = p.value_stride;
 
-    using Tiles = GatedSdpaKeyTiles<kD, kDv, kWanted>;
+    using Tiles = GatedSdpaKeyTiles<T, kD, kDv, kWanted>;
     const Launch what{"gated_sdpa_dkdv",
                       {unsigned(gated_sdpa_key_blocks<Tiles::kKeys>(p))},
                       {Tiles::kThreads},

@@ -8,6 +8,7 @@
 
 #include "../../csrc/emu/launch.h"
 #include "../core/check.h"
+#include "tf32.h"
 
 namespace nsk::test {
 

@@ -53,7 +53,7 @@ class GradProblem {
   }
 
   Outcome run_norm(const Options& options) const {
-    using Tiles = GatedSdpaNormTiles<kD>;
+    using Tiles = GatedSdpaNormTiles<T, kD>;
     GlobalMemory memory;
     GatedSdpaBackward<T> p = enter(memory);
     std::vector<float> norm(rows_), low(rows_);
@@ -109,7 +109,7 @@ class GradProblem {
 
   template <class G>
   Outcome run_with(const Options& options) const {
-    using Tiles = GatedSdpaMaskGradTiles<kD, kDv>;
+    using Tiles = GatedSdpaMaskGradTiles<T, kD, kDv>;
     GlobalMemory memory;
     GatedSdpaBackward<T> p = enter(memory);
     p.scaled = const_cast<T*>(memory.input("scaled", scaled_.data(), scaled_.size()));
@@ -238,6 +238,19 @@ void heads_and_types() {
   prove<f16, 256>("f16, 256", c, true);
 }
 
+void tf32_numbers() {
+  GradCase c{.batch = 2, .heads_q = 4, .heads_kv = 2, .seqlen_q = 70, .seqlen_k = 130, .scale = -0.1f};
+  prove<tf32, 64>("tf32, 64", c, true);
+  prove<tf32, 80>("tf32, 80", c);
+  c.own_batch = false;
+  prove<tf32, 128>("tf32, 128", c);
+  c.hidden_nan = 20;
+  prove<tf32, 192, 128>("tf32, 192 and 128, NaN", c);
+  prove<tf32, 256>("tf32, 256, NaN", c, true);
+  c.own_row = c.own_key = false, c.hidden_nan = -1;
+  prove<tf32, 256>("tf32, 256, one number", c);
+}
+
 // Every dimension its own or broadcast.
 void shapes() {
   for (int bits = 0; bits < 16; ++bits) {
@@ -333,7 +346,7 @@ void count_bytes() {
 
 template <class T, int kD>
 void flaws(const char* name, bool own_key) {
-  const GradCase c{.heads_q = 2, .seqlen_q = 64, .seqlen_k = 2 * GatedSdpaNormTiles<kD>::kKeys, .own_head = false,
+  const GradCase c{.heads_q = 2, .seqlen_q = 64, .seqlen_k = 2 * GatedSdpaNormTiles<T, kD>::kKeys, .own_head = false,
                    .own_row = own_key, .own_key = own_key, .float_mask = true};
   const GradProblem<T, kD, kD, false> problem(c);
   const std::string of_norm = std::string(name) + ", norm";
@@ -346,6 +359,7 @@ void flaws(const char* name, bool own_key) {
 int main() {
   prove<bf16, 64>("one tile", {}, true);
   heads_and_types();
+  tf32_numbers();
   shapes();
   positions();
   scales_and_lifts();
@@ -354,5 +368,6 @@ int main() {
   flaws<bf16, 64>("of all heads", true);
   flaws<bf16, 64>("one number", false);
   flaws<f16, 256>("of all heads, 256", true);
+  flaws<tf32, 256>("of all heads, two warps, tf32", true);
   return check::result("emu gated_sdpa_mask_grad");
 }
