@@ -116,12 +116,7 @@ struct GatedSdpaDecodeBlock {
   }
 
   // A negative scale is the query's sign, as in gated_sdpa_forward.
-  __device__ __forceinline__ void load_query(uint32_t (&a)[4], int step) const {
-    const uint32_t sign = p.scale < 0 ? kSigns<T> : 0;
-    TileReader<T, kD>::rows(lane).load(a, query, 0, 2 * step);
-#pragma unroll
-    for (uint32_t& x : a) x ^= sign;
-  }
+  __device__ __forceinline__ uint32_t sign() const { return p.scale < 0 ? kSigns<T> : 0; }
 
   __device__ __forceinline__ void run() const {
     // The rows' queries lie in one interval, or, with several heads, may be any.
@@ -149,9 +144,7 @@ struct GatedSdpaDecodeBlock {
     cp_async_wait<1>();  // the query's group
     __syncthreads();
     uint32_t q[Tiles::kQueryInRegisters ? Tile<T, kD>::kSteps : 1][4];
-    if constexpr (Tiles::kQueryInRegisters)
-#pragma unroll
-      for (int step = 0; step < Tile<T, kD>::kSteps; ++step) load_query(q[step], step);
+    if constexpr (Tiles::kQueryInRegisters) load_rows<T, kD>(q, query, sign(), lane);
 
     const Row rows[2] = {row(lane / 4), row(lane / 4 + 8)};
     float out[kDv / 8][4] = {};
@@ -170,17 +163,10 @@ struct GatedSdpaDecodeBlock {
       cp_async_commit();
 
       float s[kBlocks][4] = {};
-#pragma unroll
-      for (int step = 0; step < Tile<T, kD>::kSteps; ++step) {
-        if constexpr (!Tiles::kQueryInRegisters) load_query(q[0], step);
-        const auto& a = q[Tiles::kQueryInRegisters ? step : 0];
-#pragma unroll
-        for (int n = 0; n < kBlocks; n += 2) {
-          uint32_t b[4];
-          TileReader<T, kD>::columns(lane).load(b, stage, 8 * n, 2 * step);
-          mma_pair<T>(s[n], s[n + 1], a, b);
-        }
-      }
+      if constexpr (Tiles::kQueryInRegisters)
+        multiply_tiles<T, kD>(s, q, stage, lane);
+      else
+        multiply_tiles<T, kD>(s, query, stage, sign(), lane);
       if constexpr (kSoftcap || kMask == Mask::floating) {
 #pragma unroll
         for (auto& block : s)

@@ -175,8 +175,8 @@ struct GatedSdpaKeyGradients {
       const Shared<unsigned char> query = stage(turn), scaled = query + Tiles::kQueryBytes;
       lane = opaque(lane);  // the places that depend on it are computed anew: kept, they would not all fit
       Weights weights = {}, ds = {};
-      if constexpr (Tiles::kKey) multiply<kDv>(ds, values(), scaled, 0);
-      multiply<kD>(weights, mine, query, p.scale < 0 ? kSigns<T> : 0);
+      if constexpr (Tiles::kKey) multiply_tiles<T, kDv>(ds, values(), scaled, 0, lane);
+      multiply_tiles<T, kD>(weights, mine, query, p.scale < 0 ? kSigns<T> : 0, lane);
       uint32_t hidden = 0;  // a bit a weight
       if (!whole) hidden = hide(this_head, row0, key0);
       if (whole)
@@ -199,25 +199,6 @@ struct GatedSdpaKeyGradients {
                  value_results(), key0);
   }
   __device__ __forceinline__ Shared<unsigned char> value_results() const { return Tiles::kKey ? values() : mine; }
-
-  // s += this warp's keys or values times the rows of a tile.
-  template <int kColumns>
-  __device__ __forceinline__ void multiply(Weights& s, Shared<unsigned char> keys, Shared<unsigned char> rows,
-                                           uint32_t sign) const {
-#pragma unroll
-    for (int step = 0; step < Tile<T, kColumns>::kSteps; ++step) {
-      uint32_t a[4];
-      TileReader<T, kColumns>::rows(lane).load(a, keys, 0, 2 * step);
-#pragma unroll
-      for (uint32_t& x : a) x ^= sign;
-#pragma unroll
-      for (int n = 0; n < kBlocks; n += 2) {
-        uint32_t b[4];
-        TileReader<T, kColumns>::columns(lane).load(b, rows, 8 * n, 2 * step);
-        mma_pair<T>(s[n], s[n + 1], a, b);
-      }
-    }
-  }
 
   // Which of 16 keys and kRows rows do not see each other, by position and a boolean mask. As in the forward, masks are
   // not read where position hides.

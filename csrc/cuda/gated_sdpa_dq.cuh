@@ -96,15 +96,7 @@ struct GatedSdpaDq {
   }
 
   // A negative scale is the query's sign, as in the forward.
-  __device__ __forceinline__ void read_query(uint32_t (&a)[4], int step) const {
-    const uint32_t sign = f.scale < 0 ? kSigns<T> : 0;
-    TileReader<T, kD>::rows(lane).load(a, mine, 0, 2 * step);
-#pragma unroll
-    for (uint32_t& x : a) x ^= sign;
-  }
-  __device__ __forceinline__ void read_dout(uint32_t (&a)[4], int step) const {
-    TileReader<T, kDv>::rows(lane).load(a, mine + Tiles::kQueryBytes, 0, 2 * step);
-  }
+  __device__ __forceinline__ uint32_t sign() const { return f.scale < 0 ? kSigns<T> : 0; }
 
   // The numbers of the lane's two rows. Rows beyond the last have no weights.
   struct RowNumbers {
@@ -151,10 +143,8 @@ struct GatedSdpaDq {
       load_keys(begin);
       cp_async_wait<0>();  // the keys' group is not committed yet: it goes on
       __syncwarp();
-#pragma unroll
-      for (int step = 0; step < Tile<T, kD>::kSteps; ++step) read_query(q[step], step);
-#pragma unroll
-      for (int step = 0; step < Tile<T, kDv>::kSteps; ++step) read_dout(d[step], step);
+      load_rows<T, kD>(q, mine, sign(), lane);
+      load_rows<T, kDv>(d, mine + Tiles::kQueryBytes, 0, lane);
     } else {
       load_keys(begin);
     }
@@ -177,11 +167,10 @@ struct GatedSdpaDq {
         const Shared<unsigned char> v = stage(tile) + Tiles::kKeyBytes + Tile<T, kDv>::bytes(part);
 
         float s[kBlocks][4] = {};
-#pragma unroll
-        for (int step = 0; step < Tile<T, kD>::kSteps; ++step) {
-          if constexpr (!Tiles::kRowsInRegisters) read_query(q[0], step);
-          multiply<kD>(s, q[Tiles::kRowsInRegisters ? step : 0], k, step);
-        }
+        if constexpr (Tiles::kRowsInRegisters)
+          multiply_tiles<T, kD>(s, q, k, lane);
+        else
+          multiply_tiles<T, kD>(s, mine, k, sign(), lane);
         const bool whole = kMask == Mask::none && key0 >= last.begin && key0 + kPart <= first.end;
         if (whole)
           weigh<false>(s, numbers, row0, key0);
@@ -193,11 +182,10 @@ struct GatedSdpaDq {
         for (auto& block : dp)
 #pragma unroll
           for (int e = 0; e < 4; ++e) block[e] = -numbers.change[e / 2];
-#pragma unroll
-        for (int step = 0; step < Tile<T, kDv>::kSteps; ++step) {
-          if constexpr (!Tiles::kRowsInRegisters) read_dout(d[0], step);
-          multiply<kDv>(dp, d[Tiles::kRowsInRegisters ? step : 0], v, step);
-        }
+        if constexpr (Tiles::kRowsInRegisters)
+          multiply_tiles<T, kDv>(dp, d, v, lane);
+        else
+          multiply_tiles<T, kDv>(dp, mine + Tiles::kQueryBytes, v, 0, lane);
 #pragma unroll
         for (int n = 0; n < kBlocks; ++n)
 #pragma unroll
@@ -216,18 +204,6 @@ struct GatedSdpaDq {
     }
     if constexpr (!Tiles::kRowsInRegisters) __syncwarp();  // all lanes have read the query for the last time
     store(grad, row0);
-  }
-
-  // Products += a * rows^T, for 16 of their columns.
-  template <int kColumns>
-  __device__ __forceinline__ void multiply(float (&products)[kBlocks][4], const uint32_t (&a)[4],
-                                           Shared<unsigned char> rows, int step) const {
-#pragma unroll
-    for (int n = 0; n < kBlocks; n += 2) {
-      uint32_t b[4];
-      TileReader<T, kColumns>::columns(lane).load(b, rows, 8 * n, 2 * step);
-      mma_pair<T>(products[n], products[n + 1], a, b);
-    }
   }
 
   // From products q.k to P, with a softcap P (1 - tanh^2); of keys that a row does not see to -0.

@@ -90,12 +90,7 @@ struct GatedSdpaForward {
   __device__ __forceinline__ int kv_head() const { return head / (p.heads_q / p.heads_kv); }
 
   // A negative scale is the query's sign: softmax can then take the maximum of the bare products.
-  __device__ __forceinline__ void load_query(uint32_t (&a)[4], int step, int lane) const {
-    const uint32_t sign = p.scale < 0 ? kSigns<T> : 0;
-    TileReader<T, kD>::rows(lane).load(a, mine, 0, 2 * step);
-#pragma unroll
-    for (uint32_t& x : a) x ^= sign;
-  }
+  __device__ __forceinline__ uint32_t sign() const { return p.scale < 0 ? kSigns<T> : 0; }
 
   __device__ __forceinline__ bool gate_in_tile() const { return p.gate_kind == Gate::elementwise && !p.gate.is_float; }
   __device__ __forceinline__ void load_gate(int row0) const {
@@ -128,8 +123,7 @@ struct GatedSdpaForward {
       if (sees_any) load_keys(begin);
       cp_async_wait<0>();  // the keys' group is not committed yet: it goes on
       __syncwarp();
-#pragma unroll
-      for (int step = 0; step < Tile<T, kD>::kSteps; ++step) load_query(q[step], step, lane);
+      load_rows<T, kD>(q, mine, sign(), lane);
       __syncwarp();  // all lanes have read what the gate is to overwrite
       if (sees_any) load_gate(row0);
     } else if (sees_any) {
@@ -154,17 +148,10 @@ struct GatedSdpaForward {
       if (key0 >= last.end || key0 + kKeys <= first.begin) continue;
 
       float s[kBlocks][4] = {};
-#pragma unroll
-      for (int step = 0; step < Tile<T, kD>::kSteps; ++step) {
-        if constexpr (!Tiles::kQueryInRegisters) load_query(q[0], step, lane);
-        const auto& a = q[Tiles::kQueryInRegisters ? step : 0];
-#pragma unroll
-        for (int n = 0; n < kBlocks; n += 2) {
-          uint32_t b[4];
-          TileReader<T, kD>::columns(lane).load(b, stage(tile), 8 * n, 2 * step);
-          mma_pair<T>(s[n], s[n + 1], a, b);
-        }
-      }
+      if constexpr (Tiles::kQueryInRegisters)
+        multiply_tiles<T, kD>(s, q, stage(tile), lane);
+      else
+        multiply_tiles<T, kD>(s, mine, stage(tile), sign(), lane);
       if constexpr (kSoftcap || kMask == Mask::floating) {
 #pragma unroll
         for (auto& block : s)

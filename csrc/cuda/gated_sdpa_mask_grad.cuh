@@ -141,24 +141,6 @@ struct GatedSdpaMaskGrad {
         .load(tile, row);
   }
 
-  // This warp's rows of `a` times all rows of `b`; `sign` is for those of `a`.
-  template <int kColumns>
-  __device__ __forceinline__ void multiply(float (&d)[kBlocks][4], int a_at, int b_at, uint32_t sign) const {
-#pragma unroll
-    for (int step = 0; step < Tile<T, kColumns>::kSteps; ++step) {
-      uint32_t a[4];
-      TileReader<T, kColumns>::rows(lane).load(a, shared + (a_at + warp * Tile<T, kColumns>::bytes(16)), 0, 2 * step);
-#pragma unroll
-      for (uint32_t& x : a) x ^= sign;
-#pragma unroll
-      for (int n = 0; n < kBlocks; n += 2) {
-        uint32_t b[4];
-        TileReader<T, kColumns>::columns(lane).load(b, shared + b_at, 8 * n, 2 * step);
-        mma_pair<T>(d[n], d[n + 1], a, b);
-      }
-    }
-  }
-
   __device__ __forceinline__ void run() const {
     float sums[kBlocks][4] = {};
     int tile = next(0);
@@ -171,13 +153,15 @@ struct GatedSdpaMaskGrad {
       load_grad_and_values(at);
       cp_async_commit();
       float s[kBlocks][4] = {}, products[kBlocks][4] = {};
-      multiply<kD>(s, 0, Tiles::kKeysAt, p.scale < 0 ? kSigns<T> : 0);
+      multiply_tiles<T, kD>(s, shared + warp * Tile<T, kD>::bytes(16), shared + Tiles::kKeysAt,
+                            p.scale < 0 ? kSigns<T> : 0, lane);
       cp_async_wait<0>();
       __syncthreads();
       tile = next(tile + 1);
       if (tile < tiles) load_query_and_keys(tile);
       cp_async_commit();
-      multiply<kDv>(products, Tiles::kGradAt, Tiles::kValuesAt, 0);
+      multiply_tiles<T, kDv>(products, shared + (Tiles::kGradAt + warp * Tile<T, kDv>::bytes(16)),
+                             shared + Tiles::kValuesAt, 0, lane);
       add(sums, s, products, at);
     }
     store(sums);
@@ -249,9 +233,10 @@ struct GatedSdpaMaskGrad {
   }
 };
 
-// A grid of mask_grad_blocks<Tiles>(p) blocks, with Tiles::kSharedBytes of dynamic shared memory. Dense calls only.
+// A grid of mask_grad_blocks<Tiles>(p) blocks, with Tiles::kSharedBytes of dynamic shared memory. Dense calls only. Two
+// blocks in a multiprocessor: where nobody says it the compiler aims at more, and spills.
 template <class T, int kD, int kDv, bool kSoftcap>
-__global__ void __launch_bounds__(GatedSdpaMaskGradTiles<T, kD, kDv>::kThreads)
+__global__ void __launch_bounds__(GatedSdpaMaskGradTiles<T, kD, kDv>::kThreads, 2)
     gated_sdpa_mask_grad(const __grid_constant__ GatedSdpaBackward<T> p) {
   NSK_DYNAMIC_SHARED(shared);
   GatedSdpaMaskGrad<T, kD, kDv, kSoftcap>(p, shared).run();

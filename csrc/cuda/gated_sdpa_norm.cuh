@@ -64,11 +64,6 @@ __global__ void __launch_bounds__(GatedSdpaNormTiles<T, kD>::kThreads, 2)
 
   // A negative scale is the query's sign, as in gated_sdpa_forward.
   const uint32_t sign = p.scale < 0 ? kSigns<T> : 0;
-  const auto load_query = [&](uint32_t(&a)[4], int step, int lane) {
-    TileReader<T, kD>::rows(lane).load(a, mine, 0, 2 * step);
-#pragma unroll
-    for (uint32_t& x : a) x ^= sign;
-  };
   uint32_t q[Tiles::kQueryInRegisters ? Tile<T, kD>::kSteps : 1][4];
   OnlineSoftmax softmax;
   unsigned sees = 0;
@@ -78,26 +73,17 @@ __global__ void __launch_bounds__(GatedSdpaNormTiles<T, kD>::kThreads, 2)
     if (tile + 1 < end) key.load(stage(tile + 1), (tile + 1) * kKeys);
     cp_async_commit();
     if constexpr (Tiles::kQueryInRegisters) {
-      if (tile == begin)
-#pragma unroll
-        for (int step = 0; step < Tile<T, kD>::kSteps; ++step) load_query(q[step], step, this_lane);
+      if (tile == begin) load_rows<T, kD>(q, mine, sign, this_lane);
     }
     const int lane = opaque(this_lane);  // as in gated_sdpa_forward
     const int key0 = tile * kKeys;
     if (key0 >= last.end || key0 + kKeys <= first.begin) continue;
 
     float s[kBlocks][4] = {};
-#pragma unroll
-    for (int step = 0; step < Tile<T, kD>::kSteps; ++step) {
-      if constexpr (!Tiles::kQueryInRegisters) load_query(q[0], step, lane);
-      const auto& a = q[Tiles::kQueryInRegisters ? step : 0];
-#pragma unroll
-      for (int n = 0; n < kBlocks; n += 2) {
-        uint32_t b[4];
-        TileReader<T, kD>::columns(lane).load(b, stage(tile), 8 * n, 2 * step);
-        mma_pair<T>(s[n], s[n + 1], a, b);
-      }
-    }
+    if constexpr (Tiles::kQueryInRegisters)
+      multiply_tiles<T, kD>(s, q, stage(tile), lane);
+    else
+      multiply_tiles<T, kD>(s, mine, stage(tile), sign, lane);
 #pragma unroll
     for (auto& block : s)
 #pragma unroll

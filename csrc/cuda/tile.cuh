@@ -167,4 +167,59 @@ __device__ __forceinline__ void mma_pair(float (&d0)[4], float (&d1)[4], const u
   mma<T>(d1, a, {b[2], b[3]});
 }
 
+// A of all columns of 16 rows, from the tile's first on. `sign` is for its numbers.
+template <class T, int kColumns>
+__device__ __forceinline__ void load_rows(uint32_t (&a)[Tile<T, kColumns>::kSteps][4], Shared<unsigned char> tile,
+                                          uint32_t sign, int lane) {
+#pragma unroll
+  for (int step = 0; step < Tile<T, kColumns>::kSteps; ++step) {
+    TileReader<T, kColumns>::rows(lane).load(a[step], tile, 0, 2 * step);
+#pragma unroll
+    for (uint32_t& x : a[step]) x ^= sign;
+  }
+}
+
+// sums += a b^T along all columns, for 8 kBlocks rows of a tile `b`, from its first on.
+template <class T, int kColumns, int kBlocks>
+__device__ __forceinline__ void multiply_tiles(float (&sums)[kBlocks][4],
+                                               const uint32_t (&a)[Tile<T, kColumns>::kSteps][4],
+                                               Shared<unsigned char> b_tile, int lane) {
+#pragma unroll
+  for (int step = 0; step < Tile<T, kColumns>::kSteps; ++step)
+#pragma unroll
+    for (int n = 0; n < kBlocks; n += 2) {
+      uint32_t b[4];
+      TileReader<T, kColumns>::columns(lane).load(b, b_tile, 8 * n, 2 * step);
+      mma_pair<T>(sums[n], sums[n + 1], a[step], b);
+    }
+}
+
+// The same with `a` from a tile too, read when its turn comes.
+template <class T, int kColumns, int kBlocks>
+__device__ __forceinline__ void multiply_tiles(float (&sums)[kBlocks][4], Shared<unsigned char> a_tile,
+                                               Shared<unsigned char> b_tile, uint32_t sign, int lane) {
+  using Layout = Tile<T, kColumns>;
+  using Reader = TileReader<T, kColumns>;
+  // Pieces are permuted in groups, of which each is as the first. A loop over groups keeps the compiler from bringing
+  // operands long before their turn, of which tf32 has so many that it runs out of registers.
+  constexpr int kGroups = Layout::kPieces / Layout::kShared;
+#pragma unroll sizeof(T) == 2 ? kGroups : 1
+  for (int group = 0; group < kGroups; ++group) {
+    const int from = group * (16 * Layout::kShared);
+#pragma unroll
+    for (int step = 0; step < Layout::kShared / 2; ++step) {
+      uint32_t a[4];
+      Reader::rows(lane).load(a, a_tile + from, 0, 2 * step);
+#pragma unroll
+      for (uint32_t& x : a) x ^= sign;
+#pragma unroll
+      for (int n = 0; n < kBlocks; n += 2) {
+        uint32_t b[4];
+        Reader::columns(lane).load(b, b_tile + from, 8 * n, 2 * step);
+        mma_pair<T>(sums[n], sums[n + 1], a, b);
+      }
+    }
+  }
+}
+
 }  // namespace nsk::cuda
