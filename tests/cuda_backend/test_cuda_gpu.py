@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+import tf32
 import torch
 from cases import Case, make_inputs
-from cuda_cases import HALF, attention_cases, mlp_cases
-from harness import compare, expected, on_gpu, run
+from cuda_cases import HALF, attention_cases, expected_of, mlp_cases
+from harness import compare, on_gpu, run
 from residual_mlp_cases import Case as Mlp
 from residual_mlp_cases import make_inputs as make_mlp
 from residual_mlp_harness import compare as compare_mlp
@@ -38,7 +39,7 @@ def widths() -> tuple[int, ...]:
 
 
 def results_of(case: Case) -> dict:
-    with nsk.use_backend("cuda"):
+    with nsk.use_backend("cuda"), tf32.allowed():
         return {name: t.cpu() for name, t in run(case, on_gpu(make_inputs(case))).items()}
 
 
@@ -49,7 +50,8 @@ def results_of_mlp(case: Mlp) -> dict:
 
 def check(case: Case) -> dict:
     results = results_of(case)
-    for name, report in compare(case.dtype, results, *expected(case)).items():
+    dtype, expected = expected_of(case)
+    for name, report in compare(dtype, results, *expected).items():
         report.check(f"{case}: {name}")
     return results
 
@@ -70,12 +72,17 @@ def test_attention(case: Case):
     check(case)
 
 
+@pytest.mark.parametrize("case", attention_cases(80, built(), 400, (torch.float32,)), ids=str)
+def test_attention_in_tf32(case: Case):
+    check(case)
+
+
 @pytest.mark.parametrize("case", mlp_cases(120, widths(), 300), ids=str)
 def test_mlp(case: Mlp):
     check_mlp(case)
 
 
-@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("dtype", [*HALF, torch.float32], ids=str)
 @pytest.mark.parametrize("dims", built(), ids=str)
 @pytest.mark.parametrize("options", [dict(causal="top_left"), dict(sink=True, softcap=20.0, window=(90, 0))], ids=str)
 def test_large(options: dict, dims: tuple[int, int], dtype: torch.dtype):

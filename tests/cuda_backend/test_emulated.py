@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import tf32
 import torch
 from cases import Case, make_inputs
-from cuda_cases import attention_cases, mlp_cases
+from cuda_cases import attention_cases, expected_of, mlp_cases
 from emulated import HEAD_DIMS, SCHEDULES, WIDTHS, Emulator, emulation
-from harness import compare, expected, run
+from harness import compare, run
 from residual_mlp_cases import Case as Mlp
 from residual_mlp_cases import make_inputs as make_mlp
 from residual_mlp_harness import compare as compare_mlp
@@ -25,9 +26,10 @@ pytestmark = [
 
 
 def check(case: Case, emulator: Emulator) -> dict:
-    with emulation(emulator), nsk.use_backend("cuda"):
+    with emulation(emulator), nsk.use_backend("cuda"), tf32.allowed():
         results = run(case, make_inputs(case))
-    for name, report in compare(case.dtype, results, *expected(case)).items():
+    dtype, expected = expected_of(case)
+    for name, report in compare(dtype, results, *expected).items():
         report.check(f"{case}: {name}")
     return results
 
@@ -42,6 +44,11 @@ def check_mlp(case: Mlp, emulator: Emulator) -> dict:
 
 @pytest.mark.parametrize("case", attention_cases(60, HEAD_DIMS, 70), ids=str)
 def test_attention(case: Case):
+    check(case, Emulator(schedule=case.seed % SCHEDULES, seed=case.seed))
+
+
+@pytest.mark.parametrize("case", attention_cases(24, HEAD_DIMS, 70, (torch.float32,)), ids=str)
+def test_attention_in_tf32(case: Case):
     check(case, Emulator(schedule=case.seed % SCHEDULES, seed=case.seed))
 
 
@@ -77,8 +84,10 @@ def test_what_is_refused_says_why():
         with pytest.raises(nsk.BackendUnavailable, match=r"head dimensions \(of query/value\) 64/64.*has 48/48"):
             nsk.gated_sdpa(q, q, q)
         q = torch.randn(1, 2, 8, 64)
-        with pytest.raises(nsk.BackendUnavailable, match="no float32 kernels"):
+        with pytest.raises(nsk.BackendUnavailable, match='only as TF32, which .*fp32_precision = "tf32" allows'):
             nsk.gated_sdpa(q, q, q)
+        with pytest.raises(nsk.BackendUnavailable, match="no float64 kernels"):
+            nsk.gated_sdpa(q.double(), q.double(), q.double())
         w, v = torch.randn(2, 96, 96).bfloat16(), torch.zeros(2, 96)
         with pytest.raises(nsk.BackendUnavailable, match="width 64, 128 on the chip, and this call has 96"):
             nsk.residual_mlp(torch.randn(3, 96).bfloat16(), w, v, v, v, layers_per_block=2)

@@ -1,7 +1,8 @@
 """The CUDA backend: kernels in CUDA C++ that are compiled with the package, for NVIDIA GPUs from sm_80 on.
 
 Launches go to the current stream of the inputs' device and never synchronise, so they can be captured in CUDA graphs.
-The kernels multiply on tensor cores in bfloat16 and float16, and sum in float32.
+The kernels multiply on tensor cores in bfloat16 and float16, and float32 as TF32 where torch's switch allows it, and
+sum in float32.
 """
 
 from __future__ import annotations

@@ -9,18 +9,13 @@ import torch
 from torch import Tensor
 
 from nsk import abi
-from nsk.backends.cuda.machine import Gpu, aligned
+from nsk.backends.cuda.machine import Gpu, aligned, reasons_of_type
 from nsk.spec.gated_sdpa import GatedSdpaCall, GatedSdpaGrads
-
-DTYPES = (torch.bfloat16, torch.float16)
 
 
 def unsupported(gpu: Gpu, call: GatedSdpaCall) -> list[str]:
     """Reasons against this call on a GPU that the kernels were compiled for."""
-    reasons = []
-    if call.query.dtype not in DTYPES:
-        name = str(call.query.dtype).removeprefix("torch.")
-        reasons.append(f"has no {name} kernels for gated_sdpa, only bfloat16 and float16")
+    reasons = reasons_of_type(call.query.dtype, "gated_sdpa")
     dims, built = (call.query.shape[-1], call.value.shape[-1]), gpu.kernels.head_dims()
     if dims not in built:
         names = ", ".join(f"{d}/{dv}" for d, dv in built)

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nsk.spec.precision import tf32_allowed
+
 ALIGNMENT = 16  # bytes, of rows that are copied in pieces
 
 Tensors = Sequence[Tensor | None]
@@ -60,6 +62,16 @@ class Gpu:
     def _place(self):
         stream = torch.cuda.current_stream(self.device).cuda_stream
         return self.kernels.Device(stream, self.multiprocessors, self.shared_bytes)
+
+
+def reasons_of_type(dtype: torch.dtype, op: str) -> list[str]:
+    """Reasons against inputs of a type: products run on tensor cores, which have none that are exact in float32."""
+    if dtype in (torch.bfloat16, torch.float16):
+        return []
+    if dtype == torch.float32:
+        switch = 'torch.backends.cuda.matmul.fp32_precision = "tf32"'
+        return [] if tf32_allowed() else [f"multiplies float32 only as TF32, which {switch} allows"]
+    return [f"has no {str(dtype).removeprefix('torch.')} kernels for {op}, only bfloat16, float16 and float32 as TF32"]
 
 
 def aligned(t: Tensor | None, bytes_of_rows: int = ALIGNMENT) -> Tensor | None:
