@@ -107,7 +107,7 @@ def _attention(target: Target) -> Iterator[CudaCell]:
             for name in ("forward", "decode", "dq"):
                 yield from products(name, kind, dims)
             # dK and dV together, as far as registers hold the sums of both; else one launch for each.
-            for wanted in ("both",) if sum(dims) <= 320 else ("key", "value"):
+            for wanted in ("both",) if sum(dims) <= (256 if kind == "tf32" else 320) else ("key", "value"):
                 yield from products("dkdv", kind, dims, wanted)
 
     for kind, dims in itertools.product(("bf16", "tf32"), HEAD_DIMS):

@@ -64,7 +64,7 @@ nsk_status backward(const nsk_gated_sdpa_backward& a, const Launcher& launcher, 
   p.grad_value = pointer<T>(a.grad_value), p.grad_value_stride = strides(a.grad_value);
   // One launch computes both, and room is made for the one that nobody wants: kernels of their own for either would take
   // twice as long to compile.
-  if (kKeyAndValueFit<Dims::kD, Dims::kDv> && bool(a.grad_key.data) != bool(a.grad_value.data)) {
+  if (kKeyAndValueFit<T, Dims::kD, Dims::kDv> && bool(a.grad_key.data) != bool(a.grad_value.data)) {
     const int64_t columns = a.grad_key.data ? Dims::kDv : Dims::kD, head = f.seqlen_k * columns;
     T* const spare = scratch.take<T>((f.cu_seqlens_k ? 1 : f.batch) * f.heads_kv * head);
     (a.grad_key.data ? p.grad_value : p.grad_key) = Global<T>(spare);

@@ -16,8 +16,8 @@
 namespace nsk::cuda {
 
 // Whether the sums of both dK and dV fit into the registers of one launch. Where they do, both are always computed.
-template <int kD, int kDv>
-inline constexpr bool kKeyAndValueFit = kD + kDv <= 320;
+template <class T, int kD, int kDv>
+inline constexpr bool kKeyAndValueFit = kD + kDv <= (sizeof(T) == 2 ? 320 : 256);
 
 // `forward` has the out and lse of the forward. A gradient that is absent is not wanted. Gradients of query, key and
 // value have unit column strides and rows that begin at multiples of 16 bytes; incoming gradients have any strides.

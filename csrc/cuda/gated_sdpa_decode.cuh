@@ -153,6 +153,7 @@ struct GatedSdpaDecodeBlock {
     int turn = 0;
     for (int tile = begin + warp; tile < end; tile += kWarps, turn ^= 1) {
       const Shared<unsigned char> stage = mine + turn * Tiles::kStageBytes, values = stage + Tiles::kKeyBytes;
+      const int lane = sizeof(T) == 4 ? opaque(this->lane) : this->lane;  // as in gated_sdpa_forward
       const int key0 = tile * kKeys;
       const bool whole = kMask == Mask::none && key0 >= last.begin && key0 + kKeys <= first.end;
       cp_async_wait<0>();

@@ -43,7 +43,7 @@ template <class T, int kD, int kDv, Wanted kWanted>
 struct GatedSdpaKeyTiles {
   static constexpr bool kKey = kWanted != Wanted::value, kValue = kWanted != Wanted::key;
   static constexpr int kWidest = kD < kDv ? kDv : kD, kWidestBytes = kWidest * int(sizeof(T));
-  static_assert(kWanted != Wanted::both || kKeyAndValueFit<kD, kDv>, "two launches");
+  static_assert(kWanted != Wanted::both || kKeyAndValueFit<T, kD, kDv>, "two launches");
 
   static constexpr int kWarps = kWidestBytes <= 512 ? 4 : kWidestBytes <= 768 ? 2 : 1;
   static constexpr int kThreads = 32 * kWarps, kKeys = 16 * kWarps;

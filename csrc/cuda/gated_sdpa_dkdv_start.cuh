@@ -17,7 +17,7 @@ nsk_status start_keys(const GatedSdpaBackward<T>& p, Mask mask, const Launcher& 
 
 template <class T, class Dims>
 nsk_status start_dkdv(const GatedSdpaBackward<T>& p, Mask mask, const Launcher& launcher) {
-  if constexpr (kKeyAndValueFit<Dims::kD, Dims::kDv>) {
+  if constexpr (kKeyAndValueFit<T, Dims::kD, Dims::kDv>) {
     return start_keys<T, Dims, Wanted::both>(p, mask, launcher);
   } else {
     if (p.grad_key) {

@@ -55,9 +55,9 @@ template <class T, bool kFinite, int kDv, int kBlocks>
   requires(sizeof(T) == 4)
 __device__ __forceinline__ void add_values(float (&out)[kDv / 8][4], const float (&weights)[kBlocks][4],
                                            Shared<unsigned char> values, int lane) {
-  const TransposedReader<T, kDv> reader(opaque(lane));  // its places are not kept from turn to turn
 #pragma unroll
   for (int step = 0; step < kBlocks; ++step) {
+    const TransposedReader<T, kDv> reader(opaque(lane));  // its places are not kept from turn to turn
     const float(&w)[4] = weights[step];
     const uint32_t a[4] = {to_tf32(w[0]), to_tf32(w[2]), to_tf32(w[1]), to_tf32(w[3])};
 #pragma unroll

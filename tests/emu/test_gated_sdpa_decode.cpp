@@ -228,6 +228,6 @@ int main() {
   count_bytes();
   flaws<bf16, 64>("query in registers");
   flaws<f16, 256>("query in shared memory");
-  flaws<tf32, 256>("one warp, tf32");
+  flaws<tf32, 128>("two warps, tf32");
   return check::result("emu gated_sdpa_decode");
 }

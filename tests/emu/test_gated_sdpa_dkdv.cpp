@@ -33,7 +33,7 @@ emu::Counts prove(const std::string& name, const Problem& problem, bool all = fa
 template <class T, int kD, int kDv = kD, bool kSoftcap = false, Mask kMask = Mask::none>
 void prove(const std::string& name, const KeyGradientsCase& c, bool all = false) {
   const Problem<T, kD, kDv, kSoftcap, kMask> problem(c);
-  if constexpr (kKeyAndValueFit<kD, kDv>) {
+  if constexpr (kKeyAndValueFit<T, kD, kDv>) {
     prove<Wanted::both>(name, problem, all);
   } else {
     prove<Wanted::key>(name + ", keys", problem, all);
