@@ -116,7 +116,7 @@ typedef struct {
 } nsk_cuda_device;
 
 /* Tensors of these head dimensions (two numbers a pair: of query and value) and of these widths have kernels, in
- * NSK_BF16 and NSK_F16; a list ends with 0. */
+ * NSK_BF16, NSK_F16 and, multiplied as TF32, NSK_F32; a list ends with 0. */
 const int32_t* nsk_cuda_head_dims(void);
 const int32_t* nsk_cuda_widths(void);
 /* Bytes of shared memory that a block needs at least. */
