@@ -3,9 +3,11 @@ compares the output and every gradient."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from dataclasses import replace
 
+import tf32
 import torch
 from cases import Inputs
 from harness import Results, Target, baseline_and_oracle, plain_copy, poisoned_allocations, threads
@@ -91,25 +93,27 @@ def judge(case: Case, inputs: Inputs) -> tuple[Results, Results, Results]:
     return {name: t.to(types[name]) for name, t in baseline.items()}, oracle, terms
 
 
-def expected(case: Case) -> tuple[Results, Results, Results]:
-    """What the case's results are judged by: computed once for all backends and both checkpoints."""
-    return _expected(replace(case, checkpoint="none"))
+def expected(case: Case, as_tf32: bool = False) -> tuple[Results, Results, Results]:
+    """What the case's results are judged by: computed once for all backends and both checkpoints. ``as_tf32``: those of
+    kernels that multiply float32 as TF32."""
+    return _expected(replace(case, checkpoint="none"), as_tf32)
 
 
 @functools.lru_cache(maxsize=1024)
-def _expected(case: Case) -> tuple[Results, Results, Results]:
-    return judge(case, make_inputs(case))
+def _expected(case: Case, as_tf32: bool) -> tuple[Results, Results, Results]:
+    with tf32.Products() if as_tf32 else contextlib.nullcontext():
+        return judge(case, make_inputs(case))
 
 
 def compare(
-    case: Case, results: Results, baseline: Results, oracle: Results, terms: Results
+    case: Case, results: Results, baseline: Results, oracle: Results, terms: Results, as_tf32: bool = False
 ) -> dict[str, BudgetReport]:
     """A report for each result."""
     assert results.keys() == oracle.keys() == baseline.keys()
     reports = {}
     for name in oracle:
         # Products are in the weight's type; the stream, and so y, need not be.
-        inputs = None if name == "y" else case.dtype
+        inputs = None if name == "y" else tf32.DTYPE if as_tf32 else case.dtype
         reports[name] = within_budget(results[name], baseline[name], oracle[name], inputs=inputs, terms=terms.get(name))
     return reports
 

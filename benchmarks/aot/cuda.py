@@ -60,7 +60,7 @@ def unavailable() -> str:
 def problems(cell: CudaCell, report: CudaReport) -> list[str]:
     """Every reason why the cell fails; empty when it passes."""
     found = check.problems(cell, report)
-    if cell.mma and not report.matrix_loads and not report.error:
+    if cell.mma and cell.ldmatrix and not report.matrix_loads and not report.error:
         found.append("no LDSM instructions: operands of products do not come through ldmatrix")
     return found
 

@@ -28,7 +28,8 @@ class CudaCell:
     kernel: the instantiation, in namespace nsk::cuda: ``"gated_sdpa_merge<bf16>(...)"``.
     tile: the type whose kThreads and kSharedBytes the launch takes; empty where there is none.
     threads, shared: of a block, as the compiler is to compute them.
-    mma: it multiplies on tensor cores, whose operands come through ldmatrix.
+    mma: it multiplies on tensor cores.
+    ldmatrix: operands of products come through it.
     asynchronous: it brings its operands by cp.async.
     everyday: compiled by the tests too.
     """
@@ -41,6 +42,7 @@ class CudaCell:
     shared: str = "Tiles::kSharedBytes"
     tile: str = "void"
     mma: bool = True
+    ldmatrix: bool = True
     asynchronous: bool = True
     everyday: bool = False
     mma_kind: str = "HMMA"
@@ -79,6 +81,7 @@ _EVERYDAY = {
     "residual_mlp forward bf16 w64 r16 silu", "residual_mlp forward bf16 w256 r16 silu",
     "residual_mlp forward bf16 w256 r32 silu", "residual_mlp backward bf16 w64 r32 silu",
     "residual_mlp backward bf16 w256 r16 silu", "residual_mlp weight_gradient bf16 w256",
+    "residual_mlp forward tf32 w256 r16 silu", "residual_mlp backward tf32 w256 r16 silu",
 }  # fmt: skip
 
 
@@ -155,6 +158,7 @@ def _mlp(target: Target) -> Iterator[CudaCell]:
         for kind, width, activation in (
             *(("bf16", width, "silu") for width in WIDTHS),
             ("bf16", 256, "relu"), ("bf16", 256, "gelu_tanh"), ("f16", 256, "silu"),
+            *(("tf32", width, "silu") for width in WIDTHS),
         ):  # fmt: skip
             for rows in (16, 32):
                 if way == "backward" and (width, rows) == (256, 32) and target.shared < 128 * 1024:
@@ -164,11 +168,11 @@ def _mlp(target: Target) -> Iterator[CudaCell]:
                     f"residual_mlp_{way}<{kind}, {width}, {rows}, Activation::{activation}>({args}<{kind}>)",
                     target, tile=f"{tile}<{kind}, {width}, {rows}>",
                 )  # fmt: skip
-    for kind, width in (*(("bf16", width) for width in WIDTHS), ("f16", 256)):
+    for kind, width in (*(("bf16", width) for width in WIDTHS), ("f16", 256), ("tf32", 256)):
         yield _cell(
             f"residual_mlp weight_gradient {kind} w{width}", "residual_mlp_weight_gradient",
             f"residual_mlp_weight_gradient<{kind}, {width}>(const __grid_constant__ MlpWeightGradientArgs<{kind}>)",
-            target, tile="MlpWeightGradientTile",
+            target, tile=f"MlpWeightGradientTile<{kind}>", ldmatrix=kind != "tf32",
         )  # fmt: skip
         yield _cell(
             f"residual_mlp vector_gradient {kind} w{width}", "residual_mlp_vector_gradient",

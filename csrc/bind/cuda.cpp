@@ -7,7 +7,9 @@ namespace {
 struct Calls {
   static const int32_t* head_dims() { return nsk_cuda_head_dims(); }
   static const int32_t* widths() { return nsk_cuda_widths(); }
-  static int32_t residual_mlp_shared(int32_t width) { return nsk_cuda_residual_mlp_shared(width); }
+  static int32_t residual_mlp_shared(int32_t width, int32_t weight) {
+    return nsk_cuda_residual_mlp_shared(width, weight);
+  }
   static int64_t gated_sdpa_forward_scratch(const nsk_gated_sdpa& args, const nsk_cuda_device& device) {
     return nsk_cuda_gated_sdpa_forward_scratch(&args, &device);
   }

@@ -26,7 +26,8 @@ void define_cuda_calls(pybind11::module_& m) {
     for (const int32_t* w = Calls::widths(); *w; ++w) widths.push_back(*w);
     return widths;
   }, "Widths that kernels of residual MLPs were built for.");
-  m.def("residual_mlp_shared", &Calls::residual_mlp_shared, "Bytes of shared memory that a block needs at least.");
+  m.def("residual_mlp_shared", &Calls::residual_mlp_shared,
+        "Bytes of shared memory that a block needs at least, by width and weight's type.");
 
   m.def("gated_sdpa_forward_scratch", [](const Place& place, const Problem& problem) {
     const nsk_gated_sdpa args = problem.args();

@@ -31,7 +31,7 @@ const char* nsk_cuda_architectures(void) { return NSK_CUDA_ARCHITECTURES; }
 
 const int32_t* nsk_cuda_head_dims(void) { return gated_sdpa_head_dims(); }
 const int32_t* nsk_cuda_widths(void) { return residual_mlp_widths(); }
-int32_t nsk_cuda_residual_mlp_shared(int32_t width) { return residual_mlp_shared(width); }
+int32_t nsk_cuda_residual_mlp_shared(int32_t width, int32_t weight) { return residual_mlp_shared(width, weight); }
 
 int64_t nsk_cuda_gated_sdpa_forward_scratch(const nsk_gated_sdpa* args, const nsk_cuda_device* device) {
   return count([&](Scratch& scratch) { gated_sdpa_forward(*args, Launcher{*device}, scratch, true); });

@@ -14,7 +14,7 @@ const int32_t* gated_sdpa_head_dims();  // pairs, of query and value; ends with 
 nsk_status residual_mlp_forward(const nsk_residual_mlp& args, const Launcher& launcher);
 nsk_status residual_mlp_backward(const nsk_residual_mlp_backward& args, const Launcher& launcher, Scratch& scratch,
                                  bool counts);
-int32_t residual_mlp_shared(int32_t width);  // bytes that a block needs at least
+int32_t residual_mlp_shared(int32_t width, int32_t weight);  // bytes that a block needs at least, by weight's type
 const int32_t* residual_mlp_widths();
 
 }  // namespace nsk::cuda

@@ -5,17 +5,23 @@
 namespace nsk::cuda {
 
 template <class F>
-nsk_status with_network(const nsk_residual_mlp& a, const F& f) {
-  return BuiltWidths::find(a.width, [&]<int kWidth>() {
-    switch (a.weight.dtype) {
+nsk_status with_type_and_width(int32_t weight, int64_t width, const F& f) {
+  return BuiltWidths::find(width, [&]<int kWidth>() {
+    switch (weight) {
       case NSK_BF16:
         return f.template operator()<bf16, kWidth>();
       case NSK_F16:
         return f.template operator()<f16, kWidth>();
+      case NSK_F32:
+        return f.template operator()<tf32, kWidth>();
       default:
         return NSK_BAD_ARGUMENT;
     }
   });
+}
+template <class F>
+nsk_status with_network(const nsk_residual_mlp& a, const F& f) {
+  return with_type_and_width(a.weight.dtype, a.width, f);
 }
 
 nsk_status residual_mlp_forward(const nsk_residual_mlp& a, const Launcher& launcher) {
@@ -29,10 +35,10 @@ nsk_status residual_mlp_backward(const nsk_residual_mlp_backward& a, const Launc
   });
 }
 
-int32_t residual_mlp_shared(int32_t width) {
+int32_t residual_mlp_shared(int32_t width, int32_t weight) {
   int32_t shared = 0;
-  BuiltWidths::find(width, [&]<int kWidth>() {
-    shared = MlpBackwardTile<bf16, kWidth, 16>::kSharedBytes;  // tiles of 32 rows are taken where they fit
+  with_type_and_width(weight, width, [&]<class T, int kWidth>() {
+    shared = MlpBackwardTile<T, kWidth, 16>::kSharedBytes;  // tiles of 32 rows are taken where they fit
     return NSK_OK;
   });
   return shared;

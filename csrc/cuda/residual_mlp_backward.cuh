@@ -106,7 +106,8 @@ __global__ void __launch_bounds__(MlpBackwardTile<T, kWidth, kRows>::kThreads,
         to += group * args.operand_group_stride + (first + layer) * args.operand_layer_stride + row0 * kWidth;
         tile.for_pairs([&](int m, int n, int half, int row, int column) {
           if (row < rows)
-            *as<uint32_t>(to + (row * kWidth + column)) = pack<T>(from[m][n][2 * half], from[m][n][2 * half + 1]);
+            *as<Pair<T>>(to + (row * kWidth + column)) =
+                operand_pair<T>(from[m][n][2 * half], from[m][n][2 * half + 1]);
         });
       };
 

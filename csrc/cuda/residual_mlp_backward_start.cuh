@@ -65,7 +65,7 @@ nsk_status start_backward(const nsk_residual_mlp_backward& a, const Launcher& la
   });
   if (status != NSK_OK) return status;
   if (a.grad_weight.data) {
-    using Tile = MlpWeightGradientTile;
+    using Tile = MlpWeightGradientTile<T>;
     const MlpWeightGradientArgs<T> of_weights{f.rows,
                                               args.inputs,
                                               args.gradients,

@@ -22,10 +22,10 @@ class MlpLayer {
   static constexpr int kM = Tile::kM, kN = Tile::kN, kRowsOfThread = Tile::kRowsOfThread;
 
  private:
-  // Pieces of 16 bytes of a row of an operand are permuted, so that the eight rows of ldmatrix lie in different banks:
-  // piece p of row r lies at p ^ r % 8. A thread's own bits of p and r are apart from those that loops go over, which
-  // the compiler knows: few addresses have to be kept.
+  // Piece p of row r of an operand lies at p ^ permutation(r). A thread's own bits of p and r are apart from those that
+  // loops go over, which the compiler knows: few addresses have to be kept.
   static constexpr int kRowBytes = Tile::kWidth * int(sizeof(T));
+  static constexpr int kPieces = int(sizeof(T)) / 2;  // of a fragment's row
 
  public:
   __device__ __forceinline__ MlpLayer(Shared<unsigned char> shared, int warp, int lane)
@@ -46,16 +46,17 @@ class MlpLayer {
   // t becomes what the next product multiplies, the operand that starts at byte kOperand.
   template <int kOperand>
   __device__ __forceinline__ void put(const Fragments& t) const {
-    const Shared<unsigned char> first = shared_ + (kOperand + lane_ / 4 * kRowBytes + lane_ % 4 * 4);
-    const int piece = warp_ * kN ^ lane_ / 4;
+    const int byte = lane_ % 4 * int(sizeof(Pair<T>));
+    const Shared<unsigned char> first = shared_ + (kOperand + lane_ / 4 * kRowBytes + byte % 16);
+    const int piece = (warp_ * kN * kPieces + byte / 16) ^ permutation<T>(lane_ / 4);
 #pragma unroll
     for (int m = 0; m < kM; ++m)
 #pragma unroll
       for (int n = 0; n < kN; ++n)
 #pragma unroll
         for (int half = 0; half < 2; ++half)
-          *as<uint32_t>(first + ((16 * m + 8 * half) * kRowBytes + (piece ^ n) * 16)) =
-              pack<T>(t[m][n][2 * half], t[m][n][2 * half + 1]);
+          *as<Pair<T>>(first + ((16 * m + 8 * half) * kRowBytes + (piece ^ (n * kPieces)) * 16)) =
+              operand_pair<T>(t[m][n][2 * half], t[m][n][2 * half + 1]);
   }
 
   // z = t W^T for the warp's columns, or t W.
@@ -68,27 +69,31 @@ class MlpLayer {
 #pragma unroll
         for (int e = 0; e < 4; ++e) z[m][n][e] = 0;
     const Shared<unsigned char> first = shared_ + (kOperand + lane_ % 16 * kRowBytes);
-    const int piece = lane_ / 16 ^ lane_ % 8;
+    const int piece = lane_ / 16 ^ permutation<T>(lane_ % 8);
+    // All steps are unrolled, but for the longest rows: of those the addresses would take too many registers.
+    constexpr int kUnrolled = Tile::kSteps < 8 ? Tile::kSteps : 8;
+#pragma unroll 1
+    for (int turn = 0; turn < Tile::kSteps; turn += kUnrolled)
 #pragma unroll
-    for (int step = 0; step < Tile::kSteps; ++step) {
-      const Shared<unsigned char> stage = weights.next(step);
-      uint32_t a[2][kM][4];
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-#pragma unroll
-        for (int m = 0; m < kM; ++m)
-          ldmatrix(a[half][m], first + (16 * m * kRowBytes + (piece ^ (4 * step + 2 * half)) * 16));
-#pragma unroll
-      for (int n = 0; n < kN; ++n) {
-        uint32_t b[4];
-        weights.template load<kTransposed>(b, stage, n);
-        const uint32_t halves[2][2] = {{b[0], b[1]}, {b[2], b[3]}};
+      for (int step = turn; step < turn + kUnrolled; ++step) {
+        const Shared<unsigned char> stage = weights.next(step);
+        uint32_t a[2][kM][4];
 #pragma unroll
         for (int half = 0; half < 2; ++half)
 #pragma unroll
-          for (int m = 0; m < kM; ++m) mma<T>(z[m][n], a[half][m], halves[half]);
+          for (int m = 0; m < kM; ++m)
+            ldmatrix(a[half][m], first + (16 * m * kRowBytes + (piece ^ (4 * step + 2 * half)) * 16));
+#pragma unroll
+        for (int n = 0; n < kN; ++n) {
+          uint32_t b[4];
+          weights.template load<kTransposed>(b, stage, n);
+          const uint32_t halves[2][2] = {{b[0], b[1]}, {b[2], b[3]}};
+#pragma unroll
+          for (int half = 0; half < 2; ++half)
+#pragma unroll
+            for (int m = 0; m < kM; ++m) mma<T>(z[m][n], a[half][m], halves[half]);
+        }
       }
-    }
   }
 
   // Adds the bias to z and leaves the statistics of the warp's columns for all.

@@ -54,13 +54,14 @@ struct MlpForwardArgs : MlpNetwork<T> {
 
 // Eight warps share a tile of rows by columns: each computes all rows of its kColumns columns, so that it alone reads
 // its rows of the weights, through a ring of its own. A stage of the ring holds kDepth columns of them, 64 bytes a row.
+// T is bf16 or f16, or tf32 for floats that are multiplied as such.
 template <class T_, int kWidth_, int kRows_>
 struct MlpTile {
   using T = T_;
   static constexpr int kWidth = kWidth_, kRows = kRows_;
   static constexpr int kWarps = 8, kThreads = kWarps * kWarp;
   static constexpr int kColumns = kWidth / kWarps;
-  static_assert(sizeof(T) == 2 && kColumns % 8 == 0 && kRows % 16 == 0);
+  static_assert(kColumns % 8 == 0 && kRows % 16 == 0);
   // Blocks for which a multiprocessor has the registers, 64K.
   static constexpr int kResident = kRows * kWidth <= 1024 ? 3 : kRows * kWidth <= 4096 ? 2 : 1;
 
@@ -69,9 +70,10 @@ struct MlpTile {
   static constexpr int kM = kRows / 16, kN = kColumns / 8, kRowsOfThread = 2 * kM;
   using Fragments = float[kM][kN][4];
 
-  // A ring is at most four stages, and at most a layer and a stage, so that of the vectors two layers are enough.
-  static constexpr int kDepth = 32, kSteps = kWidth / kDepth;
-  static constexpr int kStages = kSteps < 3 ? kSteps + 1 : 4;
+  // A ring is at most four stages, and at most a layer and a stage, so that of the vectors two layers are enough. Where
+  // rows are longest it is three: then both operands of the backward fit beside it into 99 KB.
+  static constexpr int kDepth = 64 / int(sizeof(T)), kSteps = kWidth / kDepth;
+  static constexpr int kStages = kSteps < 3 ? kSteps + 1 : kWidth * int(sizeof(T)) <= 512 ? 4 : 3;
   static constexpr int kStageBytes = kColumns * kDepth * int(sizeof(T));
   static constexpr int kVectorBytes = kColumns * int(sizeof(float));  // room for either type
   static constexpr int kStatisticsRow = kWarps + 2;                   // padded: rows start in different banks
@@ -88,19 +90,19 @@ struct MlpTile {
 // of what starts at p.
 template <class T, class Pointer>
 __device__ __forceinline__ float2 load_pair(Pointer p, int i, bool is_float) {
-  if (is_float) {
+  if (sizeof(T) == sizeof(float) || is_float) {
     const float2 values = *as<const float2>(p + i * int(sizeof(float)));
     return values;
   }
-  const uint32_t bits = *as<const uint32_t>(p + i * int(sizeof(T)));
-  return unpack<T>(bits);
+  const Pair<T> bits = *as<const Pair<T>>(p + i * int(sizeof(T)));
+  return unpack_pair<T>(bits);
 }
 template <class T>
 __device__ __forceinline__ void store_pair(Global<unsigned char> p, int i, bool is_float, float2 values) {
-  if (is_float)
+  if (sizeof(T) == sizeof(float) || is_float)
     *as<float2>(p + i * int(sizeof(float))) = values;
   else
-    *as<uint32_t>(p + i * int(sizeof(T))) = pack<T>(values.x, values.y);
+    *as<Pair<T>>(p + i * int(sizeof(T))) = pack_pair<T>(values.x, values.y);
 }
 
 }  // namespace nsk::cuda

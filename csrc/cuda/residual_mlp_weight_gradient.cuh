@@ -1,16 +1,16 @@
 // The gradients of a residual MLP's weights, of all layers in one launch, from what the backward wrote:
 //
-//   dW = gradients^T inputs, [out, in], summed over the rows; both operands are [row, kWidth] in T
+//   dW = gradients^T inputs, [out, in], summed over the rows; both operands are [row, kWidth] in T, rounded to it
 //
 // A block of threads computes 64 x 64 elements of one layer and adds up all rows in order, so that the same bits come
 // out each time. blockIdx.x is the place in dW, y the layer, z the group. Its four warps take 32 x 32 each.
 //
-// Rows run along the product: mma wants both operands the other way round, which is what ldmatrix transposes. Stages of
-// kDepth rows go through a ring that all warps share, filled by cp.async some stages ahead. One barrier a stage: the
-// stage has arrived for all, and the stage before has been read by all, which makes room for a later one.
+// Rows run along the product: mma wants both operands the other way round (residual_mlp_operands.cuh). Stages of kDepth
+// rows go through a ring that all warps share, filled by cp.async some stages ahead. One barrier a stage: the stage has
+// arrived for all, and the stage before has been read by all, which makes room for a later one.
 #pragma once
 
-#include "residual_mlp_problem.cuh"
+#include "residual_mlp_operands.cuh"
 
 namespace nsk::cuda {
 
@@ -24,21 +24,23 @@ struct MlpWeightGradientArgs {
   MlpTensor<unsigned char> dweight;
 };
 
+template <class T>
 struct MlpWeightGradientTile {
   static constexpr int kThreads = 128, kSide = 64, kOfWarp = 32;
-  static constexpr int kDepth = 32, kStages = 4;
+  static constexpr int kDepth = 64 / int(sizeof(T)), kStages = 4;
   static constexpr int kM = kOfWarp / 16, kN = kOfWarp / 8;  // fragments of a warp
-  static constexpr int kRowBytes = kSide * 2, kOperandBytes = kDepth * kRowBytes;
+  static constexpr int kRowBytes = kSide * int(sizeof(T)), kOperandBytes = kDepth * kRowBytes;
   static constexpr int kSharedBytes = kStages * 2 * kOperandBytes;  // [stage][gradients, inputs][row][kSide]
 
-  // Pieces of 16 bytes are permuted, so that the eight rows of ldmatrix lie in different banks.
-  __device__ __forceinline__ static int at(int row, int piece) { return row * kRowBytes + (piece ^ row % 8) * 16; }
+  __device__ __forceinline__ static int at(int row, int piece) {
+    return swizzled<kRowBytes / 16, Transposed<T>::kPieces>(row, piece);
+  }
 };
 
 // The tile's columns of both operands on their way to shared memory, a thread's share of the copies.
 template <class T, int kWidth>
 class MlpOperandRing {
-  using Tile = MlpWeightGradientTile;
+  using Tile = MlpWeightGradientTile<T>;
   static constexpr int kPieces = Tile::kRowBytes / 16, kRows = Tile::kThreads / kPieces;  // of a copy by all threads
 
  public:
@@ -46,7 +48,7 @@ class MlpOperandRing {
                                             Shared<unsigned char> shared)
       : row_(int(threadIdx.x) / kPieces), rows_(args.rows), shared_(shared + Tile::at(row_, threadIdx.x % kPieces)) {
     const int64_t first = int64_t(blockIdx.z) * args.operand_group_stride + blockIdx.y * args.operand_layer_stride;
-    const int own = row_ * kWidth + int(threadIdx.x) % kPieces * 8;
+    const int own = row_ * kWidth + int(threadIdx.x) % kPieces * (16 / int(sizeof(T)));
     gradients_ = args.gradients + (first + out + own);
     inputs_ = args.inputs + (first + in + own);
   }
@@ -75,9 +77,10 @@ class MlpOperandRing {
 };
 
 template <class T, int kWidth>
-__global__ void __launch_bounds__(MlpWeightGradientTile::kThreads)
+__global__ void __launch_bounds__(MlpWeightGradientTile<T>::kThreads)
     residual_mlp_weight_gradient(const __grid_constant__ MlpWeightGradientArgs<T> args) {
-  using Tile = MlpWeightGradientTile;
+  using Tile = MlpWeightGradientTile<T>;
+  using Matrix = Transposed<T>;
   NSK_DYNAMIC_SHARED(shared);
   const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp;
   constexpr int kAcross = kWidth / Tile::kSide;
@@ -97,15 +100,20 @@ __global__ void __launch_bounds__(MlpWeightGradientTile::kThreads)
     const Shared<unsigned char> gradients = shared + int(step % Tile::kStages) * 2 * Tile::kOperandBytes;
     const Shared<unsigned char> inputs = gradients + Tile::kOperandBytes;
 #pragma unroll
-    for (int row = 0; row < Tile::kDepth; row += 16) {
+    for (int row = 0; row < Tile::kDepth; row += 2 * Matrix::kRows) {
       uint32_t a[Tile::kM][4], b[Tile::kN / 2][4];
 #pragma unroll
       for (int m = 0; m < Tile::kM; ++m)
-        ldmatrix<true>(a[m], gradients + Tile::at(row + lane / 16 * 8 + lane % 8,
-                                                  out_of_warp / 8 + 2 * m + lane / 8 % 2));
+        Matrix::load(a[m], lane, [&](int i, int of_matrix, int piece) {
+          return gradients + Tile::at(row + i / 2 * Matrix::kRows + of_matrix,
+                                      (out_of_warp / 8 + 2 * m + i % 2) * Matrix::kPieces + piece);
+        });
 #pragma unroll
       for (int n = 0; n < Tile::kN / 2; ++n)
-        ldmatrix<true>(b[n], inputs + Tile::at(row + lane % 16, in_of_warp / 8 + 2 * n + lane / 16));
+        Matrix::load(b[n], lane, [&](int i, int of_matrix, int piece) {
+          return inputs + Tile::at(row + i % 2 * Matrix::kRows + of_matrix,
+                                   (in_of_warp / 8 + 2 * n + i / 2) * Matrix::kPieces + piece);
+        });
 #pragma unroll
       for (int n = 0; n < Tile::kN; ++n) {
         const uint32_t half[2] = {b[n / 2][n % 2 * 2], b[n / 2][n % 2 * 2 + 1]};

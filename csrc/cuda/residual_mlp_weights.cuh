@@ -10,7 +10,7 @@
 // more than the stages of that one under way: the copies into the same place begin later.
 #pragma once
 
-#include "residual_mlp_problem.cuh"
+#include "residual_mlp_operands.cuh"
 
 namespace nsk::cuda {
 
@@ -41,8 +41,9 @@ template <class Tile, class Order>
 class MlpWeights {
   using T = typename Tile::T;
   static constexpr int kAhead = Tile::kStages - 1;
-  static constexpr int kPieces = Tile::kDepth * int(sizeof(T)) / 16;  // of 16 bytes, of a row of a stage
-  static constexpr int kMostPieces = Tile::kVectorBytes / 16;         // of a vector
+  static constexpr int kPieces = Tile::kDepth * int(sizeof(T)) / 16;    // of 16 bytes, of a row of a stage
+  static constexpr int kAcross = Tile::kColumns * int(sizeof(T)) / 16;  // the same, for t W
+  static constexpr int kMostPieces = Tile::kVectorBytes / 16;           // of a vector
   static constexpr int kN = Tile::kN;
   using VectorStride = std::conditional_t<Order::kTransposes, int, int64_t>;  // the backward lacks registers
   static_assert(kPieces == 4 && kAhead <= Tile::kSteps && 3 * kMostPieces <= kWarp);
@@ -60,8 +61,8 @@ class MlpWeights {
     to_ = swizzled<kPieces>(lane / kPieces, lane % kPieces);
     if constexpr (Order::kTransposes) {
       transposed_from_ =
-          lane / kN * Tile::kWidth + warp * Tile::kColumns + lane % kN * (16 / int(sizeof(T))) - own;
-      transposed_to_ = swizzled<kN>(lane / kN, lane % kN);
+          lane / kAcross * Tile::kWidth + warp * Tile::kColumns + lane % kAcross * (16 / int(sizeof(T))) - own;
+      transposed_to_ = swizzled<kAcross, Transposed<T>::kPieces>(lane / kAcross, lane % kAcross);
     }
 
     // Every lane copies one piece of one of the vectors, or none.
@@ -86,13 +87,17 @@ class MlpWeights {
     return ring_ + stage * Tile::kStageBytes;
   }
 
-  // B of both mma of a step: columns 8 n .. of its two halves of 16.
+  // B of both mma of a step: columns 8 n .. of its two halves.
   template <bool kTransposed>
   __device__ __forceinline__ void load(uint32_t (&b)[4], Shared<unsigned char> stage, int n) const {
+    using Matrix = Transposed<T>;
     if constexpr (kTransposed)
-      ldmatrix<true>(b, stage + swizzled<kN>(lane_, n));
+      Matrix::load(b, lane_, [&](int i, int row, int piece) {
+        return stage + swizzled<kAcross, Matrix::kPieces>(i * Matrix::kRows + row, n * Matrix::kPieces + piece);
+      });
     else
       ldmatrix(b, stage + (n * kCopyBytes + swizzled<kPieces>(lane_ % 8, lane_ / 8)));
+    round_operand<T>(b);
   }
 
   // Two elements of vector 0 (bias), 1 (gamma) or 2 (beta), that came with the product.
@@ -102,17 +107,10 @@ class MlpWeights {
   }
 
  private:
-  // A stage is copied by kN copies of each lane: of eight rows at a time, or of 32 / kN. Rows that a lane copies lie
-  // swizzled in the same way.
+  // A stage is copied by kN copies of each lane: of eight rows at a time, or of 32 / kAcross. Rows that a lane copies
+  // lie swizzled in the same way.
   static constexpr int kCopyBytes = kWarp * 16;
   static constexpr bool kInStep = Tile::kSteps % Tile::kStages == 0;  // a step is always in the same stage
-
-  // Rows of a stage are of kOfRow pieces, 8 / kOfRow of them span all banks: with pieces permuted every so many rows,
-  // eight rows of ldmatrix do not collide.
-  template <int kOfRow>
-  __device__ __forceinline__ static int swizzled(int row, int piece) {
-    return (row * kOfRow + (piece ^ (row / (8 / kOfRow) % kOfRow))) * 16;
-  }
 
   __device__ __forceinline__ int stage_of(int step) const {
     if constexpr (kInStep) return step % Tile::kStages;
@@ -134,7 +132,7 @@ class MlpWeights {
                        first_vector_ + int64_t(order_.layer_of_vectors()) * vector_stride_);
       }
       const int of_step = transposes() ? Tile::kDepth * Tile::kWidth : Tile::kDepth;
-      const int of_copy = (transposes() ? kWarp / kN : 8) * Tile::kWidth;
+      const int of_copy = (transposes() ? kWarp / kAcross : 8) * Tile::kWidth;
       const int to = transposes() ? transposed_to_ : to_;
 #pragma unroll
       for (int i = 0; i < kN; ++i)

@@ -54,7 +54,7 @@ inline constexpr int32_t kBuiltHeadDims[] = {${numbers}0};
 ")
 
 foreach(width ${NSK_CUDA_WIDTHS})
-  foreach(type bf16 f16)
+  foreach(type bf16 f16 tf32)
     nsk_write(residual_mlp_forward_${width}_${type}.cu "#include \"${here}/residual_mlp_forward_start.cuh\"
 template nsk_status nsk::cuda::start_forward<nsk::${type}, ${width}>(const nsk_residual_mlp&, const Launcher&);
 ")

@@ -119,8 +119,9 @@ typedef struct {
  * NSK_BF16, NSK_F16 and, multiplied as TF32, NSK_F32; a list ends with 0. */
 const int32_t* nsk_cuda_head_dims(void);
 const int32_t* nsk_cuda_widths(void);
-/* Bytes of shared memory that a block needs at least. */
-int32_t nsk_cuda_residual_mlp_shared(int32_t width);
+/* Networks have them in NSK_F32 too, which is multiplied as TF32: calls are a user's leave to do so. Bytes of shared
+ * memory that a block of theirs needs at least, by the weight's nsk_dtype. */
+int32_t nsk_cuda_residual_mlp_shared(int32_t width, int32_t weight);
 /* The architectures that the kernels were compiled for, e.g. "80,90". */
 const char* nsk_cuda_architectures(void);
 const char* nsk_cuda_failure(void);

@@ -12,6 +12,7 @@ from residual_mlp_cases import Case as Mlp
 from residual_mlp_cases import random_case as random_mlp
 
 HALF = (torch.bfloat16, torch.float16)
+SINGLE = (torch.float32,)
 
 
 def attention_cases(
@@ -45,16 +46,16 @@ def expected_of(case: Case) -> tuple[torch.dtype, tuple[Results, Results, Result
     return tf32.DTYPE, (baseline, oracle, terms_of(case, inputs, oracle))
 
 
-def mlp_cases(count: int, widths: tuple[int, ...], longest: int) -> list[Mlp]:
-    """The same of the residual MLP."""
+def mlp_cases(count: int, widths: tuple[int, ...], longest: int, dtypes: tuple[torch.dtype, ...] = HALF) -> list[Mlp]:
+    """The same of the residual MLP, with weights of these types."""
     found, seed = [], 1000
     while len(found) < count:
         case = random_mlp(seed)
         width = widths[seed % len(widths)]
         seed += 1
-        if case.dtype not in HALF:
+        if case.dtype not in dtypes:
             floats = dict.fromkeys(("x_dtype", "bias_dtype", "ln_weight_dtype", "ln_bias_dtype"))
-            case = replace(case, dtype=HALF[seed % 2], **floats)
+            case = replace(case, dtype=dtypes[seed % len(dtypes)], **floats)
         rows = case.rows if case.batch <= longest else (longest,)
         found.append(replace(case, width=width, rows=rows, blocks=min(case.blocks, 2)))
     return found

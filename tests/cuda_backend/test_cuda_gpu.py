@@ -8,7 +8,7 @@ import pytest
 import tf32
 import torch
 from cases import Case, make_inputs
-from cuda_cases import HALF, attention_cases, expected_of, mlp_cases
+from cuda_cases import HALF, SINGLE, attention_cases, expected_of, mlp_cases
 from harness import compare, on_gpu, run
 from residual_mlp_cases import Case as Mlp
 from residual_mlp_cases import make_inputs as make_mlp
@@ -58,7 +58,8 @@ def check(case: Case) -> dict:
 
 def check_mlp(case: Mlp) -> dict:
     results = results_of_mlp(case)
-    for name, report in compare_mlp(case, results, *expected_mlp(case)).items():
+    as_tf32 = case.dtype == torch.float32
+    for name, report in compare_mlp(case, results, *expected_mlp(case, as_tf32), as_tf32).items():
         report.check(f"{case}: {name}")
     return results
 
@@ -72,7 +73,7 @@ def test_attention(case: Case):
     check(case)
 
 
-@pytest.mark.parametrize("case", attention_cases(80, built(), 400, (torch.float32,)), ids=str)
+@pytest.mark.parametrize("case", attention_cases(80, built(), 400, SINGLE), ids=str)
 def test_attention_in_tf32(case: Case):
     check(case)
 
@@ -82,7 +83,13 @@ def test_mlp(case: Mlp):
     check_mlp(case)
 
 
-@pytest.mark.parametrize("dtype", [*HALF, torch.float32], ids=str)
+@pytest.mark.parametrize("case", mlp_cases(60, widths(), 300, SINGLE), ids=str)
+def test_mlp_in_tf32(case: Mlp):
+    with tf32.allowed():
+        check_mlp(case)
+
+
+@pytest.mark.parametrize("dtype", [*HALF, *SINGLE], ids=str)
 @pytest.mark.parametrize("dims", built(), ids=str)
 @pytest.mark.parametrize("options", [dict(causal="top_left"), dict(sink=True, softcap=20.0, window=(90, 0))], ids=str)
 def test_large(options: dict, dims: tuple[int, int], dtype: torch.dtype):
@@ -92,11 +99,13 @@ def test_large(options: dict, dims: tuple[int, int], dtype: torch.dtype):
 
 @pytest.mark.parametrize("width", widths())
 @pytest.mark.parametrize("rows", [1, 33, 4500])
-def test_networks(rows: int, width: int):
-    case = Mlp(dtype=torch.bfloat16, width=width, rows=(rows,), blocks=3, layers_per_block=4)
-    results = check_mlp(case)
-    assert same(results, results_of_mlp(case))
-    assert same(results, results_of_mlp(dataclasses.replace(case, checkpoint="block")))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_networks(dtype: torch.dtype, rows: int, width: int):
+    case = Mlp(dtype=dtype, width=width, rows=(rows,), blocks=3, layers_per_block=4)
+    with tf32.allowed():
+        results = check_mlp(case)
+        assert same(results, results_of_mlp(case))
+        assert same(results, results_of_mlp(dataclasses.replace(case, checkpoint="block")))
 
 
 def test_decode():

@@ -8,7 +8,7 @@ import pytest
 import tf32
 import torch
 from cases import Case, make_inputs
-from cuda_cases import attention_cases, expected_of, mlp_cases
+from cuda_cases import SINGLE, attention_cases, expected_of, mlp_cases
 from emulated import HEAD_DIMS, SCHEDULES, WIDTHS, Emulator, emulation
 from harness import compare, run
 from residual_mlp_cases import Case as Mlp
@@ -37,7 +37,8 @@ def check(case: Case, emulator: Emulator) -> dict:
 def check_mlp(case: Mlp, emulator: Emulator) -> dict:
     with emulation(emulator), nsk.use_backend("cuda"):
         results = run_mlp(case, make_mlp(case))
-    for name, report in compare_mlp(case, results, *expected_mlp(case)).items():
+    as_tf32 = case.dtype == torch.float32
+    for name, report in compare_mlp(case, results, *expected_mlp(case, as_tf32), as_tf32).items():
         report.check(f"{case}: {name}")
     return results
 
@@ -47,7 +48,7 @@ def test_attention(case: Case):
     check(case, Emulator(schedule=case.seed % SCHEDULES, seed=case.seed))
 
 
-@pytest.mark.parametrize("case", attention_cases(24, HEAD_DIMS, 70, (torch.float32,)), ids=str)
+@pytest.mark.parametrize("case", attention_cases(24, HEAD_DIMS, 70, SINGLE), ids=str)
 def test_attention_in_tf32(case: Case):
     check(case, Emulator(schedule=case.seed % SCHEDULES, seed=case.seed))
 
@@ -55,6 +56,12 @@ def test_attention_in_tf32(case: Case):
 @pytest.mark.parametrize("case", mlp_cases(24, WIDTHS, 40), ids=str)
 def test_mlp(case: Mlp):
     check_mlp(case, Emulator(schedule=case.seed % SCHEDULES, seed=case.seed))
+
+
+@pytest.mark.parametrize("case", mlp_cases(12, WIDTHS, 40, SINGLE), ids=str)
+def test_mlp_in_tf32(case: Mlp):
+    with tf32.allowed():
+        check_mlp(case, Emulator(schedule=case.seed % SCHEDULES, seed=case.seed))
 
 
 def test_a_decode_is_split():
@@ -91,3 +98,15 @@ def test_what_is_refused_says_why():
         w, v = torch.randn(2, 96, 96).bfloat16(), torch.zeros(2, 96)
         with pytest.raises(nsk.BackendUnavailable, match="width 64, 128 on the chip, and this call has 96"):
             nsk.residual_mlp(torch.randn(3, 96).bfloat16(), w, v, v, v, layers_per_block=2)
+        w, v = torch.randn(2, 64, 64), torch.zeros(2, 64)
+        with pytest.raises(nsk.BackendUnavailable, match=r'only as TF32, which .*fp32_precision = "tf32" allows'):
+            nsk.residual_mlp(torch.randn(3, 64), w, v, v, v, layers_per_block=2)
+        w, v = w.double(), v.double()
+        with tf32.allowed(), pytest.raises(nsk.BackendUnavailable, match="no float64 kernels for residual_mlp"):
+            nsk.residual_mlp(torch.randn(3, 64).double(), w, v, v, v, layers_per_block=2)
+        w, v = torch.randn(2, 128, 128), torch.zeros(2, 128)
+        with (
+            emulation(Emulator(shared_bytes=50000)), tf32.allowed(),
+            pytest.raises(nsk.BackendUnavailable, match="needs 54784 bytes of shared memory at this width"),
+        ):  # fmt: skip
+            nsk.residual_mlp(torch.randn(3, 128), w, v, v, v, layers_per_block=2)

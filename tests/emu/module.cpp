@@ -24,7 +24,7 @@ struct Place {
 struct Calls {
   static const int32_t* head_dims() { return cuda::gated_sdpa_head_dims(); }
   static const int32_t* widths() { return cuda::residual_mlp_widths(); }
-  static int32_t residual_mlp_shared(int32_t width) { return cuda::residual_mlp_shared(width); }
+  static int32_t residual_mlp_shared(int32_t width, int32_t weight) { return cuda::residual_mlp_shared(width, weight); }
 
   template <class F>
   static nsk_status run(const Place& place, const F& call) {

@@ -4,20 +4,22 @@
 #include <cmath>
 #include <cstring>
 
-#include "../../csrc/cuda/residual_mlp_problem.cuh"
+#include "../../csrc/cuda/residual_mlp_operands.cuh"
 #include "harness.h"
 
 namespace nsk::test {
 
 using cuda::Activation, cuda::MlpTensor;
 
-// What is in memory: [outer][inner][width] with gaps, in T or in float; and the numbers that it stands for.
+// What is in memory: [outer][inner][width] with gaps, in T or in float, as tf32 always is; and the numbers that it
+// stands for.
 template <class T>
 struct Tensor {
   Tensor(int64_t outer, int64_t inner, int width, bool is_float, int gap = 8)
-      : outer(outer), inner(inner), width(width), stride(width + gap), is_float(is_float),
+      : outer(outer), inner(inner), width(width), stride(width + gap), is_float(is_float || sizeof(T) == 4),
         bytes(size_t(outer * outer_stride()) * (is_float ? 4 : sizeof(T))) {}
 
+  size_t element_bytes() const { return is_float ? 4 : sizeof(T); }
   int64_t outer_stride() const { return inner * stride + 16; }
   size_t index(int64_t o, int64_t i, int c) const { return size_t(o * outer_stride() + i * stride + c); }
   double at(int64_t o, int64_t i, int c) const {

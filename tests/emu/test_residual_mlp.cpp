@@ -41,6 +41,11 @@ struct Problem {
     return size_t(((group * (blocks() + 1) + block) * of.rows + row) * W + c);
   }
 
+  double weight_at(int64_t g, int64_t l, int i, bool rounds) const {
+    const double x = weight.at(g, l, i);
+    return std::is_same_v<T, tf32> && rounds ? to_float(from_float<T>(x)) : x;
+  }
+
   // The stream before each block and after the last one.
   std::vector<double> define(bool rounds) const {
     std::vector<double> stream(at(of.groups, 0, 0, 0)), h(W), t(W), z(W);
@@ -55,7 +60,7 @@ struct Problem {
           double mean = 0, variance = 0;
           for (int c = 0; c < W; ++c) {
             z[c] = bias.at(g, l, c);
-            for (int i = 0; i < W; ++i) z[c] += t[i] * weight.at(g, l, c * W + i);
+            for (int i = 0; i < W; ++i) z[c] += t[i] * weight_at(g, l, c * W + i, rounds);
             mean += z[c] / W;
           }
           for (int c = 0; c < W; ++c) variance += (z[c] - mean) * (z[c] - mean) / W;
@@ -129,16 +134,16 @@ struct Problem {
 
   void check_counts(const emu::Counts& counts) const {
     const uint64_t tiles = of.groups * ((of.rows + R - 1) / R), layers = tiles * of.depth;
-    const uint64_t size_x = of.float_x ? 4 : 2, rows = of.groups * of.rows;
-    const uint64_t vectors = (of.float_bias ? 4 : 2) + (of.float_gamma ? 4 : 2) + (of.float_beta ? 4 : 2);
-    const uint64_t of_layer = 2 * W * W + vectors * W;
+    const uint64_t size_x = x.element_bytes(), rows = of.groups * of.rows;
+    const uint64_t vectors = bias.element_bytes() + gamma.element_bytes() + beta.element_bytes();
+    const uint64_t of_layer = sizeof(T) * W * W + vectors * W;
     CHECK(counts.global_read == layers * of_layer + rows * W * size_x);
     CHECK(counts.global_written == rows * W * (size_x + (of.keeps_stream ? 4 * blocks() : 0)));
     CHECK(counts.copies == layers * of_layer / 16);
     CHECK(counts.flops == 2 * layers * R * W * W);
     CHECK(counts.barriers == 2 * layers);
-    CHECK(counts.warp_barriers == layers * 8 * (W / 32));
-    CHECK(counts.ldmatrix == layers * 8 * (W / 32) * (W / 64 + 2 * (R / 16)));
+    CHECK(counts.warp_barriers == layers * 8 * Tile::kSteps);
+    CHECK(counts.ldmatrix == layers * 8 * Tile::kSteps * (W / 64 + 2 * (R / 16)));
     CHECK(counts.bank_conflicts == 0, "%llu", static_cast<unsigned long long>(counts.bank_conflicts));
   }
 
@@ -199,6 +204,10 @@ int main() {
   prove_all<bf16, 256, 32, silu>("bf16 256, tiles of 32, silu");
   prove_all<f16, 256, 32, gelu_tanh>("f16 256, tiles of 32, gelu");
 
+  prove_all<tf32, 64, 16, silu>("tf32 64, tiles of 16, silu");
+  prove<tf32, 128, 32, gelu_tanh>("tf32 128, tiles of 32, gelu", {.rows = 40, .depth = 3, .per_block = 3});
+  prove<tf32, 256, 16, silu>("tf32 256, tiles of 16, silu", {.groups = 2, .rows = 20});
+
   // Deep, with several tiles for a block of threads: rings and vectors go round many times, and on to the next tile.
   prove<bf16, 64, 16, silu>("bf16 64, deep", {.rows = 40, .depth = 9, .per_block = 3});
   prove<f16, 128, 16, silu>("f16 128, deep", {.groups = 2, .rows = 90, .depth = 5, .per_block = 1, .grid = 4});
@@ -213,5 +222,7 @@ int main() {
                                 const Options& options) { return problem.run(options); });
   every_flaw_is_seen("256", [problem = Problem<bf16, 256, 16, relu>({.rows = 20, .depth = 2})](
                                 const Options& options) { return problem.run(options); });
+  every_flaw_is_seen("tf32", [problem = Problem<tf32, 64, 16, silu>({.rows = 20, .depth = 2})](
+                                 const Options& options) { return problem.run(options); });
   return check::result("emu residual mlp");
 }

@@ -61,6 +61,10 @@ struct Problem {
   }
 
   static double rounded(double x) { return to_float(from_float<T>(float(x))); }
+  double weight_at(int64_t group, int64_t layer, int i) const {  // half types are rounded in memory
+    const double x = weight.at(group, layer, i);
+    return std::is_same_v<T, tf32> ? rounded(x) : x;
+  }
 
   void define() {
     inputs.assign(layer_at(of.groups, 0), 0), gradients = inputs;
@@ -86,7 +90,7 @@ struct Problem {
       }
       for (int c = 0; c < W; ++c) {
         z[c] = bias.at(g, l, c);
-        for (int k = 0; k < W; ++k) z[c] += t[k] * weight.at(g, l, c * W + k);
+        for (int k = 0; k < W; ++k) z[c] += t[k] * weight_at(g, l, c * W + k);
         mean += z[c] / W;
       }
       for (int c = 0; c < W; ++c) variance += (z[c] - mean) * (z[c] - mean) / W;
@@ -114,7 +118,7 @@ struct Problem {
         const double dz = rstd[i] * (u[c] - mean_u - x[c] * mean_u_xhat), factor = rounded(dz);
         sums[c] += dz;
         gradients[layer_at(g, l) + r * W + c] = dz;
-        for (int k = 0; k < W; ++k) da[k] += factor * weight.at(g, l, c * W + k);
+        for (int k = 0; k < W; ++k) da[k] += factor * weight_at(g, l, c * W + k);
       }
     }
     for (int c = 0; c < W; ++c) dh[c] += da[c];
@@ -185,7 +189,7 @@ struct Problem {
     outcome.right &= got_dx.kept_gaps();
     for (size_t i = 0; i < got_inputs.size(); ++i)
       if (int64_t(i) % operand_stride() >= of.rows * W)
-        outcome.right &= got_inputs[i].bits == 0xffff && got_gradients[i].bits == 0xffff;
+        for (const T& x : {got_inputs[i], got_gradients[i]}) outcome.right &= x.bits == decltype(x.bits)(-1);
     std::vector<unsigned char> bytes = got_dx.bytes;
     const auto append = [&](const auto& values) {
       const auto* const first = reinterpret_cast<const unsigned char*>(values.data());
@@ -205,17 +209,18 @@ struct Problem {
   void check_counts(const emu::Counts& counts) const {
     const uint64_t all_tiles = of.groups * tiles(), layers = all_tiles * of.depth, rows = of.groups * of.rows;
     const uint64_t below = all_tiles * (of.depth - blocks());  // layers that have one of their block above them
-    const uint64_t size_x = of.float_x ? 4 : 2, bias_size = of.float_bias ? 4 : 2;
-    const uint64_t affine_size = (of.float_gamma ? 4 : 2) + (of.float_beta ? 4 : 2);
-    const uint64_t copied = layers * (2 * 2 * W * W + (bias_size + affine_size) * W) + below * affine_size * W;
+    const uint64_t size_x = dy.element_bytes(), bias_size = bias.element_bytes();
+    const uint64_t affine_size = gamma.element_bytes() + beta.element_bytes();
+    const uint64_t copied = layers * (2 * sizeof(T) * W * W + (bias_size + affine_size) * W) + below * affine_size * W;
     const uint64_t parked = below * 4 * Tile::kParked;
     CHECK(counts.copies == copied / 16);
     CHECK(counts.global_read == copied + parked + rows * W * (size_x + 4 * blocks()));
-    CHECK(counts.global_written == parked + rows * W * (size_x + 2 * 2 * of.depth) + layers * 3 * W * 4);
+    CHECK(counts.global_written == parked + rows * W * (size_x + 2 * sizeof(T) * of.depth) + layers * 3 * W * 4);
     CHECK(counts.flops == 4 * layers * R * W * W);
     CHECK(counts.barriers == 4 * layers);
-    CHECK(counts.warp_barriers == 2 * layers * 8 * (W / 32));
-    CHECK(counts.ldmatrix == 2 * layers * 8 * (W / 32) * (W / 64 + 2 * (R / 16)));
+    CHECK(counts.warp_barriers == 2 * layers * 8 * Tile::kSteps);
+    const uint64_t of_weights = W / 64 * (sizeof(T) == 2 ? 2 : 1);  // which does not transpose 32 bits
+    CHECK(counts.ldmatrix == layers * 8 * Tile::kSteps * (of_weights + 2 * 2 * (R / 16)));
     CHECK(counts.bank_conflicts == 0, "%llu", static_cast<unsigned long long>(counts.bank_conflicts));
   }
 
@@ -321,6 +326,10 @@ int main() {
   prove_all<bf16, 256, 16, relu>("bf16 256, tiles of 16, relu");
   prove_all<f16, 256, 32, silu>("f16 256, tiles of 32, silu");
 
+  prove_all<tf32, 64, 16, silu>("tf32 64, tiles of 16, silu");
+  prove<tf32, 128, 32, gelu_tanh>("tf32 128, tiles of 32, gelu", {.rows = 40, .depth = 3, .per_block = 3});
+  prove<tf32, 256, 16, relu>("tf32 256, tiles of 16, relu", {.groups = 2, .rows = 20});
+
   // Deep, with several tiles for a block of threads: rings and vectors go round many times, and on to the next tile.
   prove<bf16, 64, 16, silu>("bf16 64, deep", {.rows = 40, .depth = 9, .per_block = 3});
   prove<f16, 128, 32, silu>("f16 128, deep", {.groups = 2, .rows = 90, .depth = 5, .per_block = 1, .grid = 2});
@@ -338,5 +347,7 @@ int main() {
                                 const Options& options) { return problem.run(options); });
   every_flaw_is_seen("256", [problem = Problem<bf16, 256, 16, relu>({.rows = 20, .depth = 2})](
                                 const Options& options) { return problem.run(options); });
+  every_flaw_is_seen("tf32", [problem = Problem<tf32, 64, 16, silu>({.rows = 20, .depth = 2})](
+                                 const Options& options) { return problem.run(options); });
   return check::result("emu residual mlp backward");
 }

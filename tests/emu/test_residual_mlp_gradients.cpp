@@ -25,7 +25,7 @@ double off(double got, double expected, int64_t count, bool is_float) {
 
 template <class T, int W>
 struct WeightGradient {
-  using Tile = MlpWeightGradientTile;
+  using Tile = MlpWeightGradientTile<T>;
 
   WeightGradient(int64_t groups, int64_t layers, int64_t rows, bool is_float)
       : groups(groups), layers(layers), rows(rows), is_float(is_float), layer_stride(rows * W + 8) {
@@ -76,7 +76,7 @@ struct WeightGradient {
     const uint64_t all = groups * layers, steps = (rows + Tile::kDepth - 1) / Tile::kDepth;
     const uint64_t blocks = all * (W / Tile::kSide) * (W / Tile::kSide);
     CHECK(counts.global_read == blocks * rows * 2 * Tile::kRowBytes);
-    CHECK(counts.global_written == all * W * W * (is_float ? 4 : 2));
+    CHECK(counts.global_written == all * W * W * (is_float ? 4 : sizeof(T)));
     CHECK(counts.flops == 2 * all * steps * Tile::kDepth * W * W);
     CHECK(counts.barriers == blocks * steps);
     CHECK(counts.bank_conflicts == 0, "%llu", static_cast<unsigned long long>(counts.bank_conflicts));
@@ -149,6 +149,32 @@ void prove(const char* name, const Problem& problem) {
   std::printf("%s: off by %.2f of what is allowed\n", name, problem.worst);
 }
 
+// Words that a warp reads or writes at a time, by the lane's place, which the emulator does not look at.
+template <class F>
+void different_banks(const char* name, int lanes, int words, const F& at) {
+  for (int first = 0; first < 32; first += lanes) {
+    std::vector<int> banks;
+    for (int lane = first; lane < first + lanes; ++lane)
+      for (int word = 0; word < words; ++word) banks.push_back((at(lane) / 4 + word) % 32);
+    std::sort(banks.begin(), banks.end());
+    CHECK(std::adjacent_find(banks.begin(), banks.end()) == banks.end(), "%s, from lane %d", name, first);
+  }
+}
+
+void prove_banks() {
+  const auto transposed = [](const char* name, const auto& at) {  // Transposed<tf32>::load
+    for (int row = 0; row < 16; row += 4)
+      different_banks(name, 32, 1, [&](int lane) { return at(row + lane % 4, lane / 16) + lane / 4 % 4 * 4; });
+  };
+  transposed("gradients' operands", [](int row, int piece) { return MlpWeightGradientTile<tf32>::at(row, piece); });
+  transposed("weights, 256 wide", [](int row, int piece) { return swizzled<8, 2>(row, piece); });
+  transposed("weights, 128 wide", [](int row, int piece) { return swizzled<4, 2>(row, piece); });
+  transposed("weights, 64 wide", [](int row, int piece) { return swizzled<2, 2>(row, piece); });
+  different_banks("activations are put", 16, 2, [](int lane) {
+    return lane / 4 * 256 + (lane % 4 / 2 ^ permutation<tf32>(lane / 4)) * 16 + lane % 2 * 8;
+  });
+}
+
 }  // namespace
 
 int main() {
@@ -159,6 +185,8 @@ int main() {
   prove("weights, bf16 256", WeightGradient<bf16, 256>(1, 1, 35, true));
   prove("weights, one row", WeightGradient<bf16, 64>(1, 2, 1, true));
   prove("weights, no rows", WeightGradient<bf16, 64>(1, 2, 0, true));
+  prove("weights, tf32 64, groups", WeightGradient<tf32, 64>(2, 3, 77, true));
+  prove("weights, tf32 128", WeightGradient<tf32, 128>(1, 1, 150, true));
   prove("vectors, bf16 64", VectorGradient<bf16, 64>(1, 1, 1, true));
   prove("vectors, f16 128", VectorGradient<f16, 128>(2, 3, 9, false));
   prove("vectors, bf16 256", VectorGradient<bf16, 256>(1, 2, 20, true));
@@ -166,5 +194,9 @@ int main() {
   every_flaw_is_seen("weights", [problem = WeightGradient<bf16, 64>(1, 1, 200, true)](const Options& options) {
     return problem.run(options);
   });
+  every_flaw_is_seen("weights, tf32", [problem = WeightGradient<tf32, 64>(1, 1, 100, true)](const Options& options) {
+    return problem.run(options);
+  });
+  prove_banks();
   return check::result("emu residual mlp gradients");
 }

@@ -8,23 +8,19 @@ import torch
 from torch import Tensor
 
 from nsk import abi
-from nsk.backends.cuda.machine import Gpu, aligned
+from nsk.backends.cuda.machine import Gpu, aligned, reasons_of_type
 from nsk.spec.residual_mlp import ResidualMlpCall, ResidualMlpGrads, ResidualMlpKept
 
-DTYPES = (torch.bfloat16, torch.float16)
 MOST = 65535  # groups, and layers: of a grid's second and third axis
 
 
 def unsupported(gpu: Gpu, call: ResidualMlpCall) -> list[str]:
     """Reasons against this call on a GPU that the kernels were compiled for."""
-    reasons, kernels = [], gpu.kernels
-    if call.weight.dtype not in DTYPES:
-        name = str(call.weight.dtype).removeprefix("torch.")
-        reasons.append(f"has no {name} kernels for residual_mlp, only bfloat16 and float16")
+    reasons, kernels = reasons_of_type(call.weight.dtype, "residual_mlp"), gpu.kernels
     if call.width not in kernels.widths():
         names = ", ".join(map(str, kernels.widths()))
         reasons.append(f"keeps rows of width {names} on the chip, and this call has {call.width}")
-    elif (needed := kernels.residual_mlp_shared(call.width)) > gpu.shared_bytes:
+    elif (needed := kernels.residual_mlp_shared(call.width, abi.DTYPES.index(call.weight.dtype))) > gpu.shared_bytes:
         reasons.append(f"needs {needed} bytes of shared memory at this width, and {call.device} has {gpu.shared_bytes}")
     for name, count in (("groups", call.groups), ("layers", call.depth)):
         if count > MOST:
