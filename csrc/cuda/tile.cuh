@@ -32,8 +32,13 @@ struct Tile {
     else
       return at(row, 2 * n + lane % 4 / 2) + lane % 2 * 8;
   }
-  // It depends on row % 8 alone, and permutes pieces within groups of kShared.
-  __device__ static __forceinline__ int swizzle(int row) { return row / (8 / kShared) % kShared; }
+  // It depends on row % 8 alone, and permutes pieces within groups of kShared. Numbers of 32 bits are read and written by
+  // two pieces of four rows at a time as well, every other row or neighbours: with the bits r2 r1 r0 of the row, that
+  // r1, r2 ^ r0, r0 tells apart.
+  __device__ static __forceinline__ int swizzle(int row) {
+    if constexpr (sizeof(T) == 4 && kShared == 8) return row / 2 % 2 * 4 + (row / 4 ^ row) % 2 * 2 + row % 2;
+    return row / (8 / kShared) % kShared;
+  }
 };
 
 // Copies rows of a matrix into tiles, shared by `kThreads` threads. Those that are neighbours take the pieces of a

@@ -17,7 +17,7 @@ emu::Counts prove(const char* name, const SdpaCase& c, bool all = false) {
       const Outcome outcome = problem.run(options);
       CHECK(outcome.right, "%s: wrong (%s)", name, options.name().c_str());
       counts = outcome.report.counts;
-      CHECK(sizeof(T) == 4 || counts.bank_conflicts == 0, "%s: %llu", name, static_cast<unsigned long long>(counts.bank_conflicts));
+      CHECK((sizeof(T) == 4 && kD == 80) || counts.bank_conflicts == 0, "%s: %llu", name, static_cast<unsigned long long>(counts.bank_conflicts));
     } catch (const Error& e) {
       CHECK(false, "%s (%s): %s", name, options.name().c_str(), e.what());
     }
@@ -191,13 +191,9 @@ void count_bytes() {
   const emu::Counts window = prove<bf16, 64>(
       "counted, window", {.seqlen_q = 256, .seqlen_k = 256, .causal = true, .left = 16});
   CHECK(window.global_read == 2 * 256 * row + (1 + 3 * 2) * 2 * 64 * row);
-  // Numbers of 32 bits conflict where pairs of them leave, but not while the loop runs.
   const emu::Counts wide = prove<tf32, 64>("counted, tf32", {.heads_q = 2, .seqlen_q = 128, .seqlen_k = 192});
-  const emu::Counts less = prove<tf32, 64>("counted, tf32, fewer keys", {.heads_q = 2, .seqlen_q = 128});
   CHECK(wide.global_read == 2 * all.global_read && wide.flops == all.flops && wide.barriers == all.barriers);
   CHECK(wide.global_written == 2 * 128 * (2 * row + sizeof(float)));
-  CHECK(wide.bank_conflicts == less.bank_conflicts, "%llu, %llu", 0ull + wide.bank_conflicts,
-        0ull + less.bank_conflicts);
 }
 
 template <class T, int kD>
