@@ -48,7 +48,7 @@ class Gpu:
             RuntimeError: a launch failed: which, and CUDA's word for it.
         """
         with torch.cuda.device(self.device):
-            status = function(self._place(), *args)
+            status = function(self._place(torch.cuda.current_stream(self.device).cuda_stream), *args)
         if status == 0:
             return
         if status == 5:  # NSK_LAUNCH_FAILED
@@ -57,10 +57,9 @@ class Gpu:
 
     def count(self, function: Callable[..., int], *args: Any) -> int:
         """What a call of this needs of scratch, in bytes."""
-        return function(self._place(), *args)
+        return function(self._place(0), *args)
 
-    def _place(self):
-        stream = torch.cuda.current_stream(self.device).cuda_stream
+    def _place(self, stream: int):
         return self.kernels.Device(stream, self.multiprocessors, self.shared_bytes)
 
 
@@ -79,6 +78,8 @@ def aligned(t: Tensor | None, bytes_of_rows: int = ALIGNMENT) -> Tensor | None:
     if t is None or t.numel() == 0:
         return t
     size = t.element_size()
+    if t.is_contiguous() and t.data_ptr() % bytes_of_rows == 0 and t.shape[-1] * size % bytes_of_rows == 0:
+        return t
     strides = [stride * size for stride, length in zip(t.stride()[:-1], t.shape[:-1], strict=True) if length > 1]
     if (t.stride(-1) != 1 and t.shape[-1] > 1) or any(n % bytes_of_rows for n in (t.data_ptr(), *strides)):
         # A dense tensor too may begin anywhere.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 
 import torch
 from torch import Tensor
@@ -30,8 +31,12 @@ def unsupported(gpu: Gpu, call: ResidualMlpCall) -> list[str]:
 
 def _normalised(call: ResidualMlpCall) -> ResidualMlpCall:
     """What lies otherwise in memory than the kernels read it is copied."""
-    parameters = {name: aligned(getattr(call, name)) for name in ("weight", "bias", "ln_weight", "ln_bias")}
-    return dataclasses.replace(call, x=aligned(call.x, 2 * call.x.element_size()), **parameters)
+    given = (call.weight, call.bias, call.ln_weight, call.ln_bias)
+    weight, bias, ln_weight, ln_bias = taken = tuple(map(aligned, given))
+    x = aligned(call.x, 2 * call.x.element_size())
+    if x is call.x and all(map(operator.is_, taken, given)):
+        return call
+    return dataclasses.replace(call, x=x, weight=weight, bias=bias, ln_weight=ln_weight, ln_bias=ln_bias)
 
 
 def _tensors(call: ResidualMlpCall) -> list[Tensor]:
