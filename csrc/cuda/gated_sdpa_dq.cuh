@@ -161,6 +161,7 @@ struct GatedSdpaDq {
       cp_async_commit();
 #pragma unroll 1
       for (int part = 0; part < kKeys; part += kPart) {
+        const int lane = sizeof(T) == 4 ? opaque(this->lane) : this->lane;  // as in gated_sdpa_forward
         const int key0 = tile * kKeys + part;
         if (key0 >= last.end || key0 + kPart <= first.begin) continue;
         const Shared<unsigned char> k = stage(tile) + Tile<T, kD>::bytes(part);
