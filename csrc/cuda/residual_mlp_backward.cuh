@@ -101,8 +101,9 @@ __global__ void __launch_bounds__(MlpBackwardTile<T, kWidth, kRows>::kThreads,
         da[m][n][2 * half] = dh[m][n][2 * half];
         da[m][n][2 * half + 1] = dh[m][n][2 * half + 1];
       });
-      // Of layer `layer` of the block, rows of an operand of dW.
+      // Of layer `layer` of the block, rows of an operand of dW, if that is wanted.
       const auto store = [&](Global<T> to, int layer, const typename Tile::Fragments& from) {
+        if (!to) return;
         to += group * args.operand_group_stride + (first + layer) * args.operand_layer_stride + row0 * kWidth;
         tile.for_pairs([&](int m, int n, int half, int row, int column) {
           if (row < rows)
@@ -127,8 +128,8 @@ __global__ void __launch_bounds__(MlpBackwardTile<T, kWidth, kRows>::kThreads,
 
       // t is xhat from here on.
       for (int layer = per_block - 1; layer >= 0; --layer) {
-        const Global<float> partial =
-            args.partial + ((group * args.depth + first + layer) * tiles + i) * (3 * kWidth);
+        Global<float> partial = args.partial;
+        if (partial) partial += ((group * args.depth + first + layer) * tiles + i) * (3 * kWidth);
         tile.template through_activation<kActivation>(weights, rows, t, da, partial);
         __syncthreads();  // barrier 3
         tile.through_normalisation(rows, t, rstd, da, partial);

@@ -26,7 +26,7 @@ class MlpBackwardLayer : public MlpLayer<Tile> {
       : Base(shared, warp, lane), sums_(as<float2>(shared + Tile::kSums)) {}
 
   // da becomes u. Leaves the sums of the warp's columns of u and u xhat for all, and dgamma and dbeta of the tile's
-  // first `rows` rows in partial.
+  // first `rows` rows in partial, if they are wanted.
   template <Activation kActivation, class Weights>
   __device__ __forceinline__ void through_activation(const Weights& weights, int rows, const Fragments& xhat,
                                                      Fragments& da, Global<float> partial) const {
@@ -52,8 +52,8 @@ class MlpBackwardLayer : public MlpLayer<Tile> {
             dbeta[e % 2] += dy;
           }
         }
-      store_sums_of_columns(partial + Tile::kWidth, n, dgamma);
-      store_sums_of_columns(partial + 2 * Tile::kWidth, n, dbeta);
+      store_sums_of_columns(partial, 1, n, dgamma);
+      store_sums_of_columns(partial, 2, n, dbeta);
     }
 #pragma unroll
     for (int i = 0; i < kRowsOfThread; ++i) {
@@ -81,7 +81,7 @@ class MlpBackwardLayer : public MlpLayer<Tile> {
           u[m][n][e] = dz;
           if (row(i) < rows) db[e % 2] += dz;
         }
-      store_sums_of_columns(partial, n, db);
+      store_sums_of_columns(partial, 0, n, db);
     }
   }
 
@@ -120,13 +120,18 @@ class MlpBackwardLayer : public MlpLayer<Tile> {
     return (4 * kM * kN + 2 * m) * Tile::kThreads + (warp_ * kWarp + lane_) * 2;
   }
 
-  // The eight lanes that share columns add up; the sums of fragment n's two columns go to a vector.
-  __device__ __forceinline__ void store_sums_of_columns(Global<float> to, int n, float (&sums)[2]) const {
+  // The eight lanes that share columns add up; the sums of fragment n's two columns go to a vector, the one of db,
+  // dgamma and dbeta that comes `vector`-th.
+  __device__ __forceinline__ void store_sums_of_columns(Global<float> partial, int vector, int n,
+                                                        float (&sums)[2]) const {
+    if (!partial) return;
 #pragma unroll
     for (int lanes = 4; lanes < kWarp; lanes *= 2)
 #pragma unroll
       for (int i = 0; i < 2; ++i) sums[i] += __shfl_xor_sync(0xffffffffu, sums[i], lanes);
-    if (lane_ < 4) *as<float2>(to + (warp_ * Tile::kColumns + column(n))) = make_float2(sums[0], sums[1]);
+    if (lane_ < 4)
+      *as<float2>(partial + (vector * Tile::kWidth + warp_ * Tile::kColumns + column(n))) =
+          make_float2(sums[0], sums[1]);
   }
 
   // Each of the four lanes that share a row takes two warps' sums. All get the same bits, since addition commutes.

@@ -7,7 +7,7 @@ namespace nsk::cuda {
 
 // The stream is what the forward kept. Operands of dW = gradients^T inputs are [group, layer, row, kWidth] in T,
 // strides count elements and are multiples of two. Tiles' shares of the vectors' gradients are [group, layer, tile, 3,
-// kWidth]: of db, dgamma and dbeta.
+// kWidth]: of db, dgamma and dbeta. What is null is not wanted: both operands, or the shares.
 template <class T>
 struct MlpBackwardArgs : MlpNetwork<T> {
   Global<const float> stream;  // [group, block, row, column]
@@ -25,6 +25,7 @@ template <class T, int kWidth, int kRows>
 struct MlpBackwardTile : MlpTile<T, kWidth, kRows> {
   using Forward = MlpTile<T, kWidth, kRows>;
   static constexpr int kResident = kRows * kWidth <= 1024 ? 2 : 1;
+  static constexpr int kUnrolled = Forward::kSteps < 4 ? Forward::kSteps : 4;  // it lacks registers
 
   // Of a layer of a block, in global memory: its fragments and 1 / deviation of its rows, as each thread has them.
   static constexpr int kParked = (4 * Forward::kM * Forward::kN + Forward::kRowsOfThread) * Forward::kThreads;

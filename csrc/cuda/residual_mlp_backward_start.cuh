@@ -33,10 +33,13 @@ nsk_status start_backward(const nsk_residual_mlp_backward& a, const Launcher& la
   args.dy = rows_tensor<const unsigned char>(a.grad_y);
   args.dx = rows_tensor<unsigned char>(a.grad_x);
   if (!a.grad_x.data) args.dx = {scratch.take<unsigned char>(f.groups * matrix * 4), matrix, kWidth, true};
-  args.inputs = scratch.take<T>(f.groups * f.depth * matrix);
-  args.gradients = scratch.take<T>(f.groups * f.depth * matrix);
+  if (a.grad_weight.data) {
+    args.inputs = scratch.take<T>(f.groups * f.depth * matrix);
+    args.gradients = scratch.take<T>(f.groups * f.depth * matrix);
+  }
   args.operand_group_stride = f.depth * matrix, args.operand_layer_stride = matrix;
-  args.partial = scratch.take<float>(f.groups * f.depth * tiles.tiles * 3 * kWidth);
+  const bool wants_vectors = a.grad_bias.data || a.grad_ln_weight.data || a.grad_ln_bias.data;
+  if (wants_vectors) args.partial = scratch.take<float>(f.groups * f.depth * tiles.tiles * 3 * kWidth);
   args.parked = scratch.take<float>(f.groups * tiles.blocks * (f.layers_per_block - 1) * parked);
   // A gradient that is not wanted, of vectors that come together.
   const auto vectors = [&](const nsk_view& v) {
@@ -44,7 +47,6 @@ nsk_status start_backward(const nsk_residual_mlp_backward& a, const Launcher& la
     return MlpTensor<unsigned char>{scratch.take<unsigned char>(f.groups * f.depth * kWidth * 4), f.depth * kWidth,
                                     kWidth, true};
   };
-  const bool wants_vectors = a.grad_bias.data || a.grad_ln_weight.data || a.grad_ln_bias.data;
   MlpVectorGradientArgs of_vectors{tiles.tiles, args.partial, {}, {}, {}};
   if (wants_vectors) {
     of_vectors.dbias = vectors(a.grad_bias), of_vectors.dgamma = vectors(a.grad_ln_weight);

@@ -70,12 +70,10 @@ class MlpLayer {
         for (int e = 0; e < 4; ++e) z[m][n][e] = 0;
     const Shared<unsigned char> first = shared_ + (kOperand + lane_ % 16 * kRowBytes);
     const int piece = lane_ / 16 ^ permutation<T>(lane_ % 8);
-    // All steps are unrolled, but for the longest rows: of those the addresses would take too many registers.
-    constexpr int kUnrolled = Tile::kSteps < 8 ? Tile::kSteps : 8;
 #pragma unroll 1
-    for (int turn = 0; turn < Tile::kSteps; turn += kUnrolled)
+    for (int turn = 0; turn < Tile::kSteps; turn += Tile::kUnrolled)
 #pragma unroll
-      for (int step = turn; step < turn + kUnrolled; ++step) {
+      for (int step = turn; step < turn + Tile::kUnrolled; ++step) {
         const Shared<unsigned char> stage = weights.next(step);
         uint32_t a[2][kM][4];
 #pragma unroll

@@ -57,7 +57,7 @@ __device__ __forceinline__ int swizzled(int row, int piece) {
 }
 
 // Rows of 8 pieces or more that are written two pieces of four rows at a time if T is of 32 bits, beside ldmatrix's one
-// of eight: the bits of r % 8 are turned round.
+// of eight: the bits of row % 8 are rotated.
 template <class T>
 __device__ __forceinline__ int permutation(int row) {
   return sizeof(T) == 2 ? row % 8 : row % 4 * 2 + row / 4 % 2;

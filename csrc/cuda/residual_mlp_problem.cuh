@@ -74,6 +74,7 @@ struct MlpTile {
   // rows are longest it is three: then both operands of the backward fit beside it into 99 KB.
   static constexpr int kDepth = 64 / int(sizeof(T)), kSteps = kWidth / kDepth;
   static constexpr int kStages = kSteps < 3 ? kSteps + 1 : kWidth * int(sizeof(T)) <= 512 ? 4 : 3;
+  static constexpr int kUnrolled = kSteps < 8 ? kSteps : 8;  // the addresses of more steps would take registers
   static constexpr int kStageBytes = kColumns * kDepth * int(sizeof(T));
   static constexpr int kVectorBytes = kColumns * int(sizeof(float));  // room for either type
   static constexpr int kStatisticsRow = kWarps + 2;                   // padded: rows start in different banks

@@ -64,6 +64,33 @@ def test_mlp_in_tf32(case: Mlp):
         check_mlp(case, Emulator(schedule=case.seed % SCHEDULES, seed=case.seed))
 
 
+class Counting(Emulator):
+    """Remembers what calls took of scratch."""
+
+    def count(self, function, *args) -> int:
+        self.counted = super().count(function, *args)
+        return self.counted
+
+
+# Two tiles of 16 rows park one of two layers each. For x alone nothing was kept: beside that there are the two blocks'
+# stream and y of the forward that is run again. Else x's gradient is there, though nobody's, and both operands of the
+# weights' gradients, or the tiles' shares of the vectors' and two of these that are nobody's.
+_PARKED, _ROWS = 2 * 256 * (4 + 2) * 4, 20 * 64 * 4
+_SCRATCH = {
+    "x": _PARKED + 3 * _ROWS,
+    "weight": _PARKED + _ROWS + 2 * 4 * 20 * 64 * 2,
+    "ln_bias": _PARKED + _ROWS + 4 * 2 * 3 * 64 * 4 + 2 * 4 * 64 * 4,
+}
+
+
+@pytest.mark.parametrize("wanted", _SCRATCH)
+def test_mlp_of_which_one_gradient_is_wanted(wanted: str):
+    case, emulator = Mlp(dtype=torch.bfloat16, width=64, rows=(20,), needs=(wanted,)), Counting()
+    check_mlp(case, emulator)
+    assert emulator.counted == _SCRATCH[wanted]
+    check_mlp(replace(case, checkpoint="block"), Emulator())
+
+
 def test_a_decode_is_split():
     case = Case(dtype=torch.bfloat16, batch=1, heads=4, kv_heads=1, sq=1, sk=1030, d=64, dv=64, sink=True, needs=())
     check(case, Emulator(multiprocessors=8))

@@ -20,6 +20,7 @@ struct Case {
   bool float_x = true, float_bias = true, float_gamma = true, float_beta = true;  // or T
   double eps = 0.05;  // large, so that it is missed where it is missing
   float bias = 0.5f;
+  bool wants_weights = true, wants_vectors = true;
 };
 
 // Off what was expected, in units of the root mean square of what was expected.
@@ -148,10 +149,12 @@ struct Problem {
     args.stream = memory.input("stream", stream.data(), stream.size());
     args.stream_group_stride = blocks() * stream_stride(), args.stream_block_stride = stream_stride();
     args.dx = got_dx.template view<unsigned char>(memory.output("dx", got_dx.bytes.data(), got_dx.bytes.size()));
-    args.inputs = memory.output("inputs", got_inputs.data(), got_inputs.size());
-    args.gradients = memory.output("gradients", got_gradients.data(), got_gradients.size());
+    if (of.wants_weights) {
+      args.inputs = memory.output("inputs", got_inputs.data(), got_inputs.size());
+      args.gradients = memory.output("gradients", got_gradients.data(), got_gradients.size());
+    }
     args.operand_group_stride = of.depth * operand_stride(), args.operand_layer_stride = operand_stride();
-    args.partial = memory.output("partial", got_partial.data(), got_partial.size());
+    if (of.wants_vectors) args.partial = memory.output("partial", got_partial.data(), got_partial.size());
     if (!parked.empty()) args.parked = memory.output("parked", parked.data(), parked.size());
 
     const Launch what{"residual_mlp_backward", {of.grid, unsigned(of.groups)}, {Tile::kThreads}, Tile::kSharedBytes};
@@ -175,11 +178,12 @@ struct Problem {
           of_inputs.add(to_float(got_inputs[layer_at(g, l) + i]), inputs[layer_at(g, l) + i], kRoundoff);
           of_gradients.add(to_float(got_gradients[layer_at(g, l) + i]), gradients[layer_at(g, l) + i], kRoundoff);
         }
-        judge(of_inputs), judge(of_gradients);
+        if (of.wants_weights) judge(of_inputs), judge(of_gradients);
         for (int64_t row = 0; row < of.rows; row += R)
           for (int i = 0; i < 3 * W; ++i)
             of_sums[i / W].add(got_partial[partial_at(g, l, row) + i], partial[partial_at(g, l, row) + i], 0);
-        for (const Errors& errors : of_sums) judge(errors);
+        for (const Errors& errors : of_sums)
+          if (of.wants_vectors) judge(errors);
       }
     }
     judge(of_dx);
@@ -188,14 +192,15 @@ struct Problem {
     // Nothing is written beside the rows, and the same bits come each time.
     outcome.right &= got_dx.kept_gaps();
     for (size_t i = 0; i < got_inputs.size(); ++i)
-      if (int64_t(i) % operand_stride() >= of.rows * W)
+      if (of.wants_weights && int64_t(i) % operand_stride() >= of.rows * W)
         for (const T& x : {got_inputs[i], got_gradients[i]}) outcome.right &= x.bits == decltype(x.bits)(-1);
     std::vector<unsigned char> bytes = got_dx.bytes;
     const auto append = [&](const auto& values) {
       const auto* const first = reinterpret_cast<const unsigned char*>(values.data());
       bytes.insert(bytes.end(), first, first + values.size() * sizeof(values[0]));
     };
-    append(got_inputs), append(got_gradients), append(got_partial);
+    if (of.wants_weights) append(got_inputs), append(got_gradients);
+    if (of.wants_vectors) append(got_partial);
     if (result.empty()) result = bytes;
     outcome.right &= result == bytes;
     return outcome;
@@ -215,7 +220,9 @@ struct Problem {
     const uint64_t parked = below * 4 * Tile::kParked;
     CHECK(counts.copies == copied / 16);
     CHECK(counts.global_read == copied + parked + rows * W * (size_x + 4 * blocks()));
-    CHECK(counts.global_written == parked + rows * W * (size_x + 2 * sizeof(T) * of.depth) + layers * 3 * W * 4);
+    const uint64_t operands = of.wants_weights ? rows * W * 2 * sizeof(T) * of.depth : 0;
+    const uint64_t shares = of.wants_vectors ? layers * 3 * W * 4 : 0;
+    CHECK(counts.global_written == parked + rows * W * size_x + operands + shares);
     CHECK(counts.flops == 4 * layers * R * W * W);
     CHECK(counts.barriers == 4 * layers);
     CHECK(counts.warp_barriers == 2 * layers * 8 * Tile::kSteps);
@@ -334,6 +341,9 @@ int main() {
   prove<bf16, 64, 16, silu>("bf16 64, deep", {.rows = 40, .depth = 9, .per_block = 3});
   prove<f16, 128, 32, silu>("f16 128, deep", {.groups = 2, .rows = 90, .depth = 5, .per_block = 1, .grid = 2});
   prove<bf16, 256, 16, relu>("bf16 256, deep", {.rows = 40, .depth = 6, .per_block = 3, .grid = 2});
+  prove<bf16, 64, 16, silu>("input only", {.rows = 20, .wants_weights = false, .wants_vectors = false});
+  prove<bf16, 64, 16, silu>("no weights", {.rows = 20, .wants_weights = false});
+  prove<bf16, 64, 16, silu>("no vectors", {.rows = 20, .wants_vectors = false});
   // Rows past the last one have no deviation: what they have is NaN.
   prove<bf16, 64, 16, silu>("no eps", {.rows = 20, .eps = 0, .bias = 0});
   prove<bf16, 64, 16, silu>("no layers", {.rows = 20, .depth = 0, .per_block = 1});
