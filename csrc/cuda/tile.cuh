@@ -147,13 +147,15 @@ class TransposedReader {
   }
 
   __device__ __forceinline__ void load(uint32_t (&b)[2], Shared<unsigned char> tile, int row, int n) const {
-    const int own = 2 * n % Layout::kShared, group = 2 * n - own;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const int at = (own * 16 ^ permuted_[i]) + row_[i] + (row * Layout::kRowBytes + group * 16);
-      const float x = as<const float>(tile + at)[0];
+      const float x = as<const float>(tile + at(i, row, n))[0];
       b[i] = to_tf32(x);
     }
+  }
+  __device__ __forceinline__ int at(int i, int row, int n) const {
+    const int own = 2 * n % Layout::kShared, group = 2 * n - own;
+    return (own * 16 ^ permuted_[i]) + row_[i] + (row * Layout::kRowBytes + group * 16);
   }
 
  private:

@@ -30,8 +30,6 @@ struct KeyGradientsCase {
 template <class T, int kD, int kDv, bool kSoftcap, Mask kMask>
 class KeyGradientsProblem {
  public:
-  static constexpr bool kConflicts = sizeof(T) == 4 && kD == 80;  // rows of five groups of four banks
-
   explicit KeyGradientsProblem(const KeyGradientsCase& c, uint64_t seed = 1) : c_(c) {
     CHECK((c.softcap > 0) == kSoftcap && c.mask == kMask);
     // [batch, row, head, column] with eight elements of NaN after each row; scaled is [batch, head, row, column].

@@ -1,6 +1,7 @@
 // What the emulator's tests share: a fault that must come, and flaws that must be seen.
 #pragma once
 
+#include <algorithm>
 #include <cstdio>
 #include <random>
 #include <string>
@@ -102,6 +103,19 @@ inline std::vector<float> normal(size_t count, uint64_t seed) {
   std::vector<float> values(count);
   for (float& x : values) x = distribution(random);
   return values;
+}
+
+// Words that so many lanes of a warp read or write at a time lie in different banks. The emulator counts conflicts of
+// ldmatrix and stmatrix only. at(lane): the byte where the lane's begin.
+template <class F>
+void different_banks(const char* name, int lanes, int words, const F& at) {
+  for (int first = 0; first < 32; first += lanes) {
+    std::vector<int> banks;
+    for (int lane = first; lane < first + lanes; ++lane)
+      for (int word = 0; word < words; ++word) banks.push_back((at(lane) / 4 + word) % 32);
+    std::sort(banks.begin(), banks.end());
+    CHECK(std::adjacent_find(banks.begin(), banks.end()) == banks.end(), "%s, from lane %d", name, first);
+  }
 }
 
 }  // namespace nsk::test

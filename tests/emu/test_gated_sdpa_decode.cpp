@@ -43,7 +43,7 @@ emu::Counts prove(const char* name, const SdpaCase& c, int parts, bool all = fal
       const Outcome outcome = run(problem, parts, options, merged);
       CHECK(outcome.right, "%s: wrong (%s)", name, options.name().c_str());
       counts = outcome.report.counts;
-      CHECK((sizeof(T) == 4 && kD == 80) || counts.bank_conflicts == 0, "%s: %llu", name, static_cast<unsigned long long>(counts.bank_conflicts));
+      CHECK(counts.bank_conflicts == 0, "%s: %llu", name, static_cast<unsigned long long>(counts.bank_conflicts));
     } catch (const Error& e) {
       CHECK(false, "%s (%s): %s", name, options.name().c_str(), e.what());
     }

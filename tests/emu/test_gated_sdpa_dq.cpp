@@ -22,7 +22,7 @@ Counted prove(const std::string& name, const SdpaCase& c, const BackwardCase& mo
       const Outcome dq = problem.run_dq(options);
       CHECK(dq.right, "%s: dq wrong (%s)", name.c_str(), options.name().c_str());
       counts = {rows.report.counts, dq.report.counts};
-      CHECK((sizeof(T) == 4 && kD == 80) || counts.dq.bank_conflicts == 0, "%s", name.c_str());
+      CHECK(counts.dq.bank_conflicts == 0, "%s", name.c_str());
     } catch (const Error& e) {
       CHECK(false, "%s (%s): %s", name.c_str(), options.name().c_str(), e.what());
     }

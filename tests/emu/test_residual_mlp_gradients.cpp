@@ -149,18 +149,6 @@ void prove(const char* name, const Problem& problem) {
   std::printf("%s: off by %.2f of what is allowed\n", name, problem.worst);
 }
 
-// Words that a warp reads or writes at a time, by the lane's place, which the emulator does not look at.
-template <class F>
-void different_banks(const char* name, int lanes, int words, const F& at) {
-  for (int first = 0; first < 32; first += lanes) {
-    std::vector<int> banks;
-    for (int lane = first; lane < first + lanes; ++lane)
-      for (int word = 0; word < words; ++word) banks.push_back((at(lane) / 4 + word) % 32);
-    std::sort(banks.begin(), banks.end());
-    CHECK(std::adjacent_find(banks.begin(), banks.end()) == banks.end(), "%s, from lane %d", name, first);
-  }
-}
-
 void prove_banks() {
   const auto transposed = [](const char* name, const auto& at) {  // Transposed<tf32>::load
     for (int row = 0; row < 16; row += 4)
