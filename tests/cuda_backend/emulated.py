@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import importlib.util
 import os
@@ -46,9 +47,12 @@ def kernels() -> ModuleType:
     }
     configure = [cmake, "-S", ROOT, "-B", build, "-G", "Ninja", *(f"-D{k}={v}" for k, v in options.items())]
     environment = os.environ | {"PATH": path, "LD_PRELOAD": ""}  # a sanitizer's, which is for this process
-    for command in (configure, [cmake, "--build", build, "--target", "_emulated", "-j", str(os.cpu_count() or 1)]):
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, check=False)
-        assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    build.mkdir(parents=True, exist_ok=True)
+    with (build / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another run of tests may be at it
+        for command in (configure, [cmake, "--build", build, "--target", "_emulated", "-j", str(os.cpu_count() or 1)]):
+            done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, check=False)
+            assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     (found,) = (build / "tests" / "emu").glob("_emulated*.so")
     spec = importlib.util.spec_from_file_location("_emulated", found)
     module = importlib.util.module_from_spec(spec)
