@@ -2,7 +2,7 @@
 
 Environment: CXX (the compiler); NSK_CUDA (on, off, or auto: if NSK_CUDA_ARCHS is set and there is nvcc); of the CUDA
 kernels, which take long to compile, NSK_CUDA_ARCHS ("80;90"), NSK_CUDA_HEAD_DIMS ("64x64;128x128") and NSK_CUDA_WIDTHS
-("64;256"); NSK_SANITIZE (address,undefined).
+("64;256"); NSK_SANITIZE (address,undefined); NSK_BUILD_FOLDER (a CMake folder that stays, unlike pip's).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class CMakeBuild(build_ext):
 
         compiler = find_compiler()
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        build = Path(self.build_temp).resolve() / "cmake"
+        build = Path(os.environ.get("NSK_BUILD_FOLDER") or Path(self.build_temp) / "cmake").resolve()
         build.mkdir(parents=True, exist_ok=True)
         options = {
             "CMAKE_BUILD_TYPE": "Release",

@@ -11,7 +11,7 @@ using namespace nsk;
 
 namespace {
 
-enum Kind { input, output };
+enum Kind { input, output, in_out };
 using Span = std::tuple<std::string, uintptr_t, size_t, int>;  // name, where, bytes, kind
 
 // What a call may touch, how its threads take turns, and what the device is said to have.
@@ -32,7 +32,11 @@ struct Calls {
     for (const auto& [name, at, bytes, kind] : place.spans) {
       if (bytes == 0) continue;
       auto* const data = reinterpret_cast<unsigned char*>(at);
-      kind == input ? (void)memory.input(name, data, bytes) : (void)memory.output(name, data, bytes);
+      switch (Kind(kind)) {
+        case input: memory.input(name, data, bytes); break;
+        case output: memory.output(name, data, bytes); break;
+        case in_out: memory.in_out(name, data, bytes); break;
+      }
     }
     return call(cuda::Launcher{place.device, memory, place.options});
   }
@@ -74,9 +78,11 @@ struct Calls {
 
 PYBIND11_MODULE(_emulated, m) {
   py::class_<Place>(m, "Place").def(py::init([](std::vector<Span> spans, int schedule, uint64_t seed,
-                                                int multiprocessors, int shared_bytes) {
+                                                int multiprocessors, int shared_bytes, bool races) {
     const std::vector<emu::Options> all = emu::all_schedules(seed);
-    return Place{std::move(spans), all[size_t(schedule) % all.size()], {nullptr, multiprocessors, shared_bytes}};
+    emu::Options options = all[size_t(schedule) % all.size()];
+    options.races = races;
+    return Place{std::move(spans), options, {nullptr, multiprocessors, shared_bytes}};
   }));
   bind::define_cuda_calls<Calls, Place>(m);
 }
