@@ -7,14 +7,18 @@ tests' calls, in the emulator. It faults accesses outside the call's tensors, of
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import test_fuzz
 import test_residual_mlp_fuzz
+import tf32
 import torch
 from cases import Case
-from cuda_cases import HALF
+from cuda_cases import HALF, SINGLE
 from emulated import HEAD_DIMS, SCHEDULES, WIDTHS, Emulator, emulation
 from harness import plain_copy
 from hypothesis import given, settings
@@ -30,6 +34,7 @@ pytestmark = [
 ]
 
 FUZZ = settings(test_fuzz.FUZZ, max_examples=-(-test_fuzz.FUZZ.max_examples // 3))
+DTYPES = st.sampled_from([*HALF, *SINGLE])
 DIMS = st.sampled_from([*HEAD_DIMS, (64, 80), (80, 64), (64, 128)])  # the last are padded
 SIZE = st.one_of(st.integers(0, 9), st.integers(0, 70), st.sampled_from([15, 16, 17, 31, 32, 33, 63, 64, 65]))
 EMULATORS = st.fixed_dictionaries(
@@ -48,7 +53,7 @@ def attention(draw) -> Case:
     kv_heads = draw(st.integers(1, 2))
     sizes = dict(batch=draw(st.integers(0, 2)), heads=kv_heads * draw(st.integers(1, 3)), kv_heads=kv_heads)
     sizes |= dict(sq=draw(SIZE), sk=draw(SIZE), d=d, dv=dv)
-    return replace(draw(test_fuzz.cases()), dtype=draw(st.sampled_from(HALF)), **sizes)
+    return replace(draw(test_fuzz.cases()), dtype=draw(DTYPES), **sizes)
 
 
 @st.composite
@@ -56,20 +61,31 @@ def mlp(draw) -> Mlp:
     rows = draw(st.sampled_from([(), (draw(SIZE),), (draw(SIZE),), (2, draw(st.integers(0, 20)))]))
     layers, blocks = draw(st.integers(1, 3)), draw(st.integers(1, 2))
     sizes = dict(width=draw(st.sampled_from(WIDTHS)), rows=rows, blocks=blocks, layers_per_block=layers)
-    return replace(draw(test_residual_mlp_fuzz.cases()), dtype=draw(st.sampled_from(HALF)), **sizes)
+    return replace(draw(test_residual_mlp_fuzz.cases()), dtype=draw(DTYPES), **sizes)
+
+
+@contextlib.contextmanager
+def emulated(emulator: dict) -> Iterator[None]:
+    """The CUDA backend in the emulator. Float32, multiplied as TF32, is as precise as float16."""
+    loose = {torch.float32: test_fuzz.LOOSE[torch.float16]}
+    with (
+        emulation(Emulator(**emulator)), nsk.use_backend("cuda"), tf32.allowed(),
+        mock.patch.dict(test_fuzz.LOOSE, loose),
+    ):  # fmt: skip
+        yield
 
 
 @FUZZ
 @given(case=attention(), emulator=EMULATORS)
 def test_attention(case: Case, emulator: dict):
-    with emulation(Emulator(**emulator)), nsk.use_backend("cuda"):
+    with emulated(emulator):
         test_fuzz.check(case)
 
 
 @FUZZ
 @given(case=mlp(), emulator=EMULATORS)
 def test_mlp(case: Mlp, emulator: dict):
-    with emulation(Emulator(**emulator)), nsk.use_backend("cuda"):
+    with emulated(emulator):
         test_residual_mlp_fuzz.check(case)
 
 
@@ -99,9 +115,9 @@ def test_packed(data, case: Case, emulator: dict):
     cu_q, cu_k = (torch.tensor(c, dtype=torch.int32) for c in cu)
     everything = [*inputs.tensors.values(), inputs.grad_out, inputs.grad_lse, cu_q, cu_k]
     guards = [test_fuzz.Guarded.of(t) for t in everything if t is not None]
-    with emulation(Emulator(**emulator, defined=right)), nsk.use_backend("cuda"):
+    with emulated(emulator | dict(defined=right)):
         results = run_packed(packed, inputs, cu_seqlens_q=cu_q, cu_seqlens_k=cu_k)
-    assert all(guard.untouched() for guard in guards)
-    if right and abs(case.scale or 0) <= 1:
-        exact = one_by_one(packed, plain_copy(inputs, torch.float64))
-        assert all(test_fuzz.agrees(results[name], exact[name], case.dtype) for name in exact)
+        assert all(guard.untouched() for guard in guards)
+        if right and abs(case.scale or 0) <= 1:
+            exact = one_by_one(packed, plain_copy(inputs, torch.float64))
+            assert all(test_fuzz.agrees(results[name], exact[name], case.dtype) for name in exact)
