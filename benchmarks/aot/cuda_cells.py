@@ -77,6 +77,7 @@ _EVERYDAY = {
     *(f"gated_sdpa {p} bf16 d256 softcap float" for p in ("forward", "decode", "dq")),
     "gated_sdpa dkdv bf16 d64 both", "gated_sdpa dkdv bf16 d128 both", "gated_sdpa dkdv bf16 d128 both softcap float",
     "gated_sdpa dkdv bf16 d256 key softcap float", "gated_sdpa dkdv bf16 d256 value softcap float",
+    "gated_sdpa forward tf32 d128", "gated_sdpa dq tf32 d256", "gated_sdpa dkdv tf32 d128 both",
     "gated_sdpa norm bf16 d128 softcap", "gated_sdpa mask_grad bf16 d128 softcap", "gated_sdpa rows bf16",
     "residual_mlp forward bf16 w64 r16 silu", "residual_mlp forward bf16 w256 r16 silu",
     "residual_mlp forward bf16 w256 r32 silu", "residual_mlp backward bf16 w64 r32 silu",
