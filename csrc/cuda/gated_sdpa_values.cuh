@@ -23,9 +23,12 @@ __device__ __forceinline__ bool not_finite(uint4 x) {
 // A word with 0 for those of its numbers that are not finite.
 template <class T>
 __device__ __forceinline__ uint32_t finite(uint32_t x) {
-  if constexpr (sizeof(T) == 4) return (x & kExponents<T>) != kExponents<T> ? x : 0;
-  constexpr uint32_t low = kExponents<T> & 0xffffu, high = low << 16;
-  return x & (((x & low) != low ? 0xffffu : 0u) | ((x & high) != high ? 0xffff0000u : 0u));
+  if constexpr (sizeof(T) == 4) {
+    return (x & kExponents<T>) != kExponents<T> ? x : 0;
+  } else {
+    constexpr uint32_t low = kExponents<T> & 0xffffu, high = low << 16;
+    return x & (((x & low) != low ? 0xffffu : 0u) | ((x & high) != high ? 0xffff0000u : 0u));
+  }
 }
 
 // out += weights * values. The accumulators of the scores are, packed, just what the units take as A.

@@ -18,7 +18,7 @@ template <class T, int kColumns>
 struct Tile {
   static constexpr int kOfPiece = 16 / int(sizeof(T)), kPieces = kColumns / kOfPiece, kRowBytes = 16 * kPieces;
   static_assert(kColumns % (2 * kOfPiece) == 0, "mma takes two pieces at a time");
-  static constexpr int kSteps = kPieces / 2;               // of a product along the columns
+  static constexpr int kSteps = kPieces / 2;  // of a product along the columns
   static constexpr int kShared = kPieces % 8 == 0 ? 8 : kPieces % 4 == 0 ? 4 : 2;  // gcd(kPieces, 8)
 
   static constexpr int bytes(int rows) { return rows * kRowBytes; }
@@ -36,8 +36,10 @@ struct Tile {
   // two pieces of four rows at a time as well, every other row or neighbours: with the bits r2 r1 r0 of the row, that
   // r1, r2 ^ r0, r0 tells apart.
   __device__ static __forceinline__ int swizzle(int row) {
-    if constexpr (sizeof(T) == 4 && kShared == 8) return row / 2 % 2 * 4 + (row / 4 ^ row) % 2 * 2 + row % 2;
-    return row / (8 / kShared) % kShared;
+    if constexpr (sizeof(T) == 4 && kShared == 8)
+      return row / 2 % 2 * 4 + (row / 4 ^ row) % 2 * 2 + row % 2;
+    else
+      return row / (8 / kShared) % kShared;
   }
 };
 
