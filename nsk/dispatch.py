@@ -126,6 +126,8 @@ def explain(op: str, call) -> str:
         else:
             served = True
             lines.append(f"  {name}: serves the call")
+            if hasattr(backend := registry.get(name), "launches"):
+                lines += [f"    {launch}" for launch in backend.launches(op, call)]
     return "\n".join([f"{op} (requested: {request})", *lines])
 
 

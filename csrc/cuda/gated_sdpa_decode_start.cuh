@@ -14,7 +14,6 @@ nsk_status start_decode(const GatedSdpa<T>& p, Mask mask, int parts, const Launc
   decode.part_out = scratch.take<float>(rows * Dims::kDv);
   decode.part_top = scratch.take<float>(rows), decode.part_sum = scratch.take<float>(rows);
   const GatedSdpaMerge<T> merge{decode, Dims::kDv};
-  if (decode.blocks() > kMaxGridX || merge.blocks() > kMaxGridX) return NSK_BAD_ARGUMENT;
   const nsk_status status = with_scores_of(p.softcap > 0, mask, [&]<bool kSoftcap, Mask kMask>() {
     return launcher.start<gated_sdpa_decode<T, Dims::kD, Dims::kDv, kSoftcap, kMask>>(
         "gated_sdpa_decode", {decode.blocks()}, Tiles::kThreads, Tiles::kSharedBytes, decode);

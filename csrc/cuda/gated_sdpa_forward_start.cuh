@@ -11,7 +11,6 @@ nsk_status start_forward(const GatedSdpa<T>& p, Mask mask, const Launcher& launc
   using Tiles = GatedSdpaTiles<T, Dims::kD, Dims::kDv>;
   const int64_t blocks = gated_sdpa_blocks<Tiles::kRows>(p);
   if (blocks == 0) return NSK_OK;
-  if (blocks > kMaxGridX) return NSK_BAD_ARGUMENT;
   return with_scores_of(p.softcap > 0, mask, [&]<bool kSoftcap, Mask kMask>() {
     return launcher.start<gated_sdpa_forward<T, Dims::kD, Dims::kDv, kSoftcap, kMask>>(
         "gated_sdpa_forward", {blocks}, Tiles::kThreads, Tiles::kSharedBytes, p);

@@ -77,7 +77,7 @@ nsk_status with_scores_of(bool softcap, Mask mask, const F& f) {
   return softcap ? with_mask.template operator()<true>() : with_mask.template operator()<false>();
 }
 
-// One translation unit each, for a pair of head dimensions. Wide grids have been refused by the row-wise launch.
+// One translation unit each, for a pair of head dimensions.
 template <class T, class Dims>
 nsk_status start_forward(const GatedSdpa<T>& p, Mask mask, const Launcher& launcher);
 template <class T, class Dims>

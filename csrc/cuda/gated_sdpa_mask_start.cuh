@@ -22,7 +22,6 @@ nsk_status start_mask_grad(const GatedSdpaBackward<T>& p, const Launcher& launch
   using Tiles = GatedSdpaMaskGradTiles<T, Dims::kD, Dims::kDv>;
   const int64_t blocks = mask_grad_blocks<Tiles>(p);
   if (blocks == 0) return NSK_OK;
-  if (blocks > kMaxGridX) return NSK_BAD_ARGUMENT;
   const auto with = [&]<bool kSoftcap>() {
     return launcher.start<gated_sdpa_mask_grad<T, Dims::kD, Dims::kDv, kSoftcap>>(
         "gated_sdpa_mask_grad", {blocks}, Tiles::kThreads, Tiles::kSharedBytes, p);

@@ -14,7 +14,6 @@ template <class T>
 nsk_status start_rows(const GatedSdpaBackward<T>& p, int columns, const Launcher& launcher) {
   using Rows = GatedSdpaRows<T>;
   const int64_t blocks = gated_sdpa_blocks<Rows::kRows>(p.forward);
-  if (blocks > kMaxGridX) return NSK_BAD_ARGUMENT;
   return launcher.start<gated_sdpa_rows<T>>("gated_sdpa_rows", {blocks}, Rows::kThreads, 0, p, columns);
 }
 

@@ -11,7 +11,13 @@ struct Grid {
   int64_t x = 1, y = 1, z = 1;
 };
 
-inline constexpr int64_t kMaxGridX = 0x7fffffff, kMaxGridYZ = 65535;
+// Whether a device takes so many blocks.
+inline bool fits(const Grid& grid) { return grid.x <= 0x7fffffff && grid.y <= 65535 && grid.z <= 65535; }
+
+inline void note(nsk_cuda_plan& plan, const char* kernel, const Grid& grid, int threads, int shared) {
+  if (plan.count < plan.most) plan.launches[plan.count] = {kernel, {grid.x, grid.y, grid.z}, threads, shared};
+  ++plan.count;
+}
 
 #if defined(__CUDACC__)
 
@@ -23,6 +29,8 @@ struct Launcher {
 
   template <auto kKernel, class... Args>
   nsk_status start(const char* name, const Grid& grid, int threads, int shared, const Args&... args) const {
+    if (device.plan) return note(*device.plan, name, grid, threads, shared), NSK_OK;
+    if (!fits(grid)) return NSK_BAD_ARGUMENT;
     cudaError_t error = cudaSuccess;
     if (shared > 48 * 1024)  // beyond this a kernel has to be allowed to, on each device; it costs next to nothing
       error = cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
@@ -46,6 +54,8 @@ struct Launcher {
 
   template <auto kKernel, class... Args>
   nsk_status start(const char* name, const Grid& grid, int threads, int shared, const Args&... args) const {
+    if (device.plan) return note(*device.plan, name, grid, threads, shared), NSK_OK;
+    if (!fits(grid)) return NSK_BAD_ARGUMENT;
     emu::launch({name, {unsigned(grid.x), unsigned(grid.y), unsigned(grid.z)}, {unsigned(threads)}, size_t(shared)},
                 memory, options, [&] { kKernel(args...); });
     return NSK_OK;

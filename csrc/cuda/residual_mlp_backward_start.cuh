@@ -15,7 +15,6 @@ nsk_status start_backward(const nsk_residual_mlp_backward& a, const Launcher& la
                           bool counts) {
   const nsk_residual_mlp& f = a.forward;
   if (f.rows == 0 || f.groups == 0) return NSK_OK;
-  if (f.groups > kMaxGridYZ || f.depth > kMaxGridYZ) return NSK_BAD_ARGUMENT;
   const int64_t blocks = f.depth / f.layers_per_block, matrix = f.rows * kWidth;
   const RowTiles tiles = row_tiles_of(f, launcher.device, MlpBackwardTile<T, kWidth, 32>::kSharedBytes);
   const int parked = tiles.rows_of_tile == 32 ? MlpBackwardTile<T, kWidth, 32>::kParked

@@ -9,7 +9,6 @@ namespace nsk::cuda {
 template <class T, int kWidth>
 nsk_status start_forward(const nsk_residual_mlp& a, const Launcher& launcher) {
   if (a.rows == 0 || a.groups == 0) return NSK_OK;
-  if (a.groups > kMaxGridYZ) return NSK_BAD_ARGUMENT;
   MlpForwardArgs<T> args{};
   describe(args, a);
   args.x = rows_tensor<const unsigned char>(a.x);

@@ -110,9 +110,23 @@ nsk_status nsk_cpu_residual_mlp_backward(const nsk_residual_mlp_backward* args);
  * query, key, value, out, their gradients and an elementwise gate of query's type begin at multiples of 16 bytes; so do
  * a network's layers. */
 typedef struct {
+  const char* kernel;
+  int64_t grid[3];         /* blocks */
+  int32_t threads, shared; /* of a block; bytes of dynamic shared memory */
+} nsk_cuda_launch;
+
+/* The launches of a call, instead of the call: of `count` as many as `launches` has room for. */
+typedef struct {
+  nsk_cuda_launch* launches;
+  int32_t most, count;
+} nsk_cuda_plan;
+
+typedef struct {
   void* stream;            /* a cudaStream_t */
   int32_t multiprocessors;
   int32_t shared_bytes;    /* that a block may have */
+  nsk_cuda_plan* plan;     /* or NULL. If it is there, launches are noted in it and nothing runs: of pointers counts only
+                              which are NULL, and there is no scratch */
 } nsk_cuda_device;
 
 /* Tensors of these head dimensions (two numbers a pair: of query and value) and of these widths have kernels, in

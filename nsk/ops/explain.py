@@ -24,7 +24,7 @@ def explain(op: str, *args, **kwargs) -> str:
         op: ``"gated_sdpa"``, ``"gated_sdpa_varlen"`` or ``"residual_mlp"``; the other arguments are those of the call.
 
     Returns:
-        A text, a line per backend and reason.
+        A text, a line per backend and reason; and one per launch, where the CUDA kernels serve the call.
 
     Raises:
         nsk.UnsupportedInput: an unknown op, or a call that no backend takes.

@@ -18,6 +18,7 @@ from unittest import mock
 from torch import Tensor
 
 from nsk.backends import get
+from nsk.backends.cuda.machine import Machine
 
 ROOT = Path(__file__).parents[2]
 HEAD_DIMS = ((64, 64), (80, 80), (192, 128))  # what is built for the emulator: one of each kind
@@ -67,7 +68,7 @@ def _span(name: str, t: Tensor | None, kind: int) -> tuple[str, int, int, int] |
     return name, t.data_ptr(), (last + 1) * t.element_size(), kind
 
 
-class Emulator:
+class Emulator(Machine):
     """What the launches know of a machine (:class:`nsk.backends.cuda.machine.Gpu`), here with few multiprocessors.
 
     ``defined=False`` is for calls whose results are undefined, where rows may be left out, or written by two blocks:
@@ -82,23 +83,21 @@ class Emulator:
         shared_bytes: int = 101376,
         defined: bool = True,
     ) -> None:
-        self.kernels = kernels()
+        super().__init__(kernels(), multiprocessors, shared_bytes)
         self.schedule = schedule
         self.seed = seed
-        self.multiprocessors = multiprocessors
-        self.shared_bytes = shared_bytes
         self.defined = defined
 
     def run(self, function: Callable[..., int], inputs, outputs, *args) -> None:
         spans = [_span(f"input {i}", t, 0) for i, t in enumerate(inputs)]
         spans += [_span(f"output {i}", t, 1 if self.defined else 2) for i, t in enumerate(outputs)]
-        status = function(self._place([span for span in spans if span]), *args)
+        status = function(self._memory([span for span in spans if span]), *args)
         assert status == 0, f"status {status}"
 
-    def count(self, function: Callable[..., int], *args) -> int:
-        return function(self._place([]), *args)
+    def _place(self, stream: int):
+        return self._memory([])
 
-    def _place(self, spans):
+    def _memory(self, spans):
         machine = (self.multiprocessors, self.shared_bytes)
         return self.kernels.Place(spans, self.schedule, self.seed, *machine, self.defined)
 

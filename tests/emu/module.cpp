@@ -21,6 +21,8 @@ struct Place {
   nsk_cuda_device device;
 };
 
+nsk_cuda_device& device_of(Place& place) { return place.device; }
+
 struct Calls {
   static const int32_t* head_dims() { return cuda::gated_sdpa_head_dims(); }
   static const int32_t* widths() { return cuda::residual_mlp_widths(); }

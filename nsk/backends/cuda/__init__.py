@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import functools
 import importlib
+from collections.abc import Sequence
 from types import ModuleType
 
 import torch
 
-from nsk.backends.cuda.machine import Gpu
+from nsk.backends.cuda.machine import Gpu, Launch, Machine
+from nsk.errors import BackendUnavailable
 
 NAME = "cuda"
 
@@ -63,6 +65,23 @@ def unsupported(op: str, call) -> list[str]:
         return [f"runs on GPUs, and the inputs are on {call.device}"]
     gpu = _gpu(call.device)
     return gpu.reasons() or _module(op).unsupported(gpu, call)
+
+
+def launches(op: str, call, machine: Machine | None = None, needs: Sequence[str] = ()) -> list[Launch]:
+    """What a call launches: kernels, blocks, threads and shared memory, by the code that chooses them.
+
+    Args:
+        call: the spec's call of the op; nothing of its tensors is read.
+        machine: the GPU, which need not be here (default: that of the call's tensors).
+        needs: names of inputs: the launches of the backward that gives their gradients come after the forward's.
+
+    Raises:
+        nsk.BackendUnavailable: there are no kernels for it: the reasons.
+    """
+    machine = machine or _gpu(call.device)
+    if reasons := _module(op).unsupported(machine, call):
+        raise BackendUnavailable(NAME, reasons)
+    return _module(op).launches(machine, call, needs)
 
 
 @functools.cache

@@ -10,20 +10,22 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
+from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from nsk import abi
-from nsk.backends.cuda.machine import Gpu, aligned, reasons_of_type
+from nsk.backends.cuda.machine import Gpu, Launch, Machine, aligned, reasons_of_type, stand_in
 from nsk.spec.gated_sdpa import GatedSdpaCall, GatedSdpaGrads
 
 LONGEST = 2**30  # rows of query and key together: positions, and a tile beyond them, are 32-bit numbers
 MOST_BLOCKS = 2**31 - 1  # in a launch
 
 
-def unsupported(gpu: Gpu, call: GatedSdpaCall) -> list[str]:
+def unsupported(gpu: Machine, call: GatedSdpaCall) -> list[str]:
     """Reasons against this call on a GPU that the kernels were compiled for."""
     reasons = reasons_of_type(call.query.dtype, "gated_sdpa")
     dims, built = (call.query.shape[-1], call.value.shape[-1]), gpu.kernels.head_dims()
@@ -99,12 +101,36 @@ def _normalised(call: GatedSdpaCall, d: int, dv: int) -> GatedSdpaCall:
     return call
 
 
-def _problem(gpu: Gpu, call: GatedSdpaCall, out: Tensor, lse: Tensor):
-    return gpu.kernels.Problem(*abi.attention(call, out, lse, (call.cu_seqlens_q, call.cu_seqlens_k), 0))
+def _problem(call: GatedSdpaCall, kernels: ModuleType, out: Tensor, lse: Tensor):
+    return kernels.Problem(*abi.attention(call, out, lse, (call.cu_seqlens_q, call.cu_seqlens_k), 0))
 
 
 def _scratch(call: GatedSdpaCall, size: int) -> Tensor:
     return torch.empty(size, dtype=torch.uint8, device=call.device)
+
+
+def launches(machine: Machine, call: GatedSdpaCall, needs: Sequence[str]) -> list[Launch]:
+    """What the call and, for these gradients, its backward launch."""
+    if call.query.shape[:-1].numel() == 0 or (call.varlen and call.cu_seqlens_q.numel() == 1):
+        return []
+    kernels = machine.kernels
+    d, dv = served_by((call.query.shape[-1], call.value.shape[-1]), kernels.head_dims())
+    rows = call.query.shape[:-1]
+    call = dataclasses.replace(
+        call,
+        query=stand_in(call.query, (*rows, d)),
+        key=stand_in(call.key, (*call.key.shape[:-1], d)),
+        value=stand_in(call.value, (*call.key.shape[:-1], dv)),
+        gate=call.gate if call.gate is None or call.headwise else stand_in(call.gate, (*rows, dv)),
+    )
+    out, lse = stand_in(call.query, (*rows, dv)), stand_in(call.query, rows, torch.float32)
+    problem = _problem(call, kernels, out, lse)
+    found = machine.launches(kernels.gated_sdpa_forward_launches, problem)
+    if needs and call.key.shape[:-1].numel():
+        wanted = {name: stand_in(getattr(call, name), getattr(call, name).shape) for name in needs}
+        gradients = abi.attention_gradients(call.varlen, out, None, GatedSdpaGrads(**wanted))
+        found += machine.launches(kernels.gated_sdpa_backward_launches, problem, *gradients)
+    return found
 
 
 def forward(gpu: Gpu, call: GatedSdpaCall, out: Tensor, lse: Tensor) -> None:
@@ -118,7 +144,7 @@ def forward(gpu: Gpu, call: GatedSdpaCall, out: Tensor, lse: Tensor) -> None:
     kernels = gpu.kernels
     d, dv = served_by((call.query.shape[-1], call.value.shape[-1]), kernels.head_dims())
     call, wide = _normalised(call, d, dv), _padded_result(out, dv)
-    problem = _problem(gpu, call, wide, lse)
+    problem = _problem(call, kernels, wide, lse)
     scratch = _scratch(call, gpu.count(kernels.gated_sdpa_forward_scratch, problem))
     gpu.run(kernels.gated_sdpa_forward, _tensors(call), [wide, lse, scratch], problem, scratch.data_ptr())
     _copy_back([out], [wide])
@@ -148,7 +174,7 @@ def backward(
         gate=grads.gate if call.headwise else _padded_result(grads.gate, dv),
     )
     call, out, grad_out = _normalised(call, d, dv), aligned(_padded(out, dv)), _padded(grad_out, dv)
-    problem = _problem(gpu, call, out, lse)
+    problem = _problem(call, kernels, out, lse)
     gradients = abi.attention_gradients(call.varlen, grad_out, grad_lse, wide)
     scratch = _scratch(call, gpu.count(kernels.gated_sdpa_backward_scratch, problem, *gradients))
     gpu.run(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,17 +19,50 @@ ALIGNMENT = 16  # bytes, of rows that are copied in pieces
 Tensors = Sequence[Tensor | None]
 
 
-class Gpu:
+class Launch(NamedTuple):
+    """One launch of a call: the blocks of a grid's axes, the threads of a block and its bytes of shared memory."""
+
+    kernel: str
+    blocks: tuple[int, int, int]
+    threads: int
+    shared_bytes: int
+
+    def __str__(self) -> str:
+        blocks = " x ".join(map(str, self.blocks)).removesuffix(" x 1").removesuffix(" x 1")
+        return f"{self.kernel}: {blocks} blocks of {self.threads} threads with {self.shared_bytes} bytes"
+
+
+class Machine:
+    """What launches depend on, of a GPU that need not be here."""
+
+    def __init__(self, kernels: ModuleType, multiprocessors: int, shared_bytes: int) -> None:
+        self.kernels = kernels
+        self.multiprocessors = multiprocessors
+        self.shared_bytes = shared_bytes  # that a block may have
+
+    def count(self, function: Callable[..., int], *args: Any) -> int:
+        """What a call of this needs of scratch, in bytes."""
+        return function(self._place(0), *args)
+
+    def launches(self, function: Callable[..., tuple[int, list]], *args: Any) -> list[Launch]:
+        """What a call launches."""
+        status, found = function(self._place(0), *args)
+        assert status == 0, f"status {status} of a call that is not refused"
+        return [Launch(kernel, tuple(blocks), threads, shared) for kernel, blocks, threads, shared in found]
+
+    def _place(self, stream: int) -> Any:
+        return self.kernels.Device(stream, self.multiprocessors, self.shared_bytes)
+
+
+class Gpu(Machine):
     """One NVIDIA GPU."""
 
     def __init__(self, kernels: ModuleType, device: torch.device) -> None:
-        self.kernels = kernels
-        self.device = device
         found = torch.cuda.get_device_properties(device)
+        super().__init__(kernels, found.multi_processor_count, found.shared_memory_per_block_optin)
+        self.device = device
         self.architecture = found.major * 10 + found.minor
         self.name = found.name
-        self.multiprocessors = found.multi_processor_count
-        self.shared_bytes = found.shared_memory_per_block_optin
 
     def reasons(self) -> list[str]:
         """Why none of the kernels runs on it: they were compiled for others. Machine code runs on its own generation,
@@ -55,13 +88,6 @@ class Gpu:
             raise RuntimeError(f"nsk: a CUDA launch failed: {self.kernels.failure()}")
         raise RuntimeError(f"nsk: the CUDA kernels refused the call (status {status})")
 
-    def count(self, function: Callable[..., int], *args: Any) -> int:
-        """What a call of this needs of scratch, in bytes."""
-        return function(self._place(0), *args)
-
-    def _place(self, stream: int):
-        return self.kernels.Device(stream, self.multiprocessors, self.shared_bytes)
-
 
 def reasons_of_type(dtype: torch.dtype, op: str) -> list[str]:
     """Reasons against inputs of a type: products run on tensor cores, which have none that are exact in float32."""
@@ -71,6 +97,11 @@ def reasons_of_type(dtype: torch.dtype, op: str) -> list[str]:
         switch = 'torch.backends.cuda.matmul.fp32_precision = "tf32"'
         return [] if tf32_allowed() else [f"multiplies float32 only as TF32, which {switch} allows"]
     return [f"has no {str(dtype).removeprefix('torch.')} kernels for {op}, only bfloat16, float16 and float32 as TF32"]
+
+
+def stand_in(t: Tensor, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor of this shape beside ``t`` that takes no memory: for questions about calls."""
+    return torch.empty(1, dtype=dtype or t.dtype, device=t.device).expand(shape)
 
 
 def aligned(t: Tensor | None, bytes_of_rows: int = ALIGNMENT) -> Tensor | None:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from nsk import abi
-from nsk.backends.cuda.machine import Gpu, aligned, reasons_of_type
+from nsk.backends.cuda.machine import Gpu, Launch, Machine, aligned, reasons_of_type, stand_in
 from nsk.spec.residual_mlp import ResidualMlpCall, ResidualMlpGrads, ResidualMlpKept
 
 MOST = 65535  # groups, and layers: of a grid's second and third axis
 
 
-def unsupported(gpu: Gpu, call: ResidualMlpCall) -> list[str]:
+def unsupported(gpu: Machine, call: ResidualMlpCall) -> list[str]:
     """Reasons against this call on a GPU that the kernels were compiled for."""
     reasons, kernels = reasons_of_type(call.weight.dtype, "residual_mlp"), gpu.kernels
     if call.width not in kernels.widths():
@@ -47,6 +48,22 @@ def _problem(call: ResidualMlpCall, y: Tensor | None, kept: ResidualMlpKept) -> 
     stream = kept.stream
     view = None if stream.ndim == 1 else abi.view(stream, (*stream.stride()[:2], call.width, 1))
     return abi.mlp(call, y, (view, None, None), 0)
+
+
+def launches(machine: Machine, call: ResidualMlpCall, needs: Sequence[str]) -> list[Launch]:
+    """What the call and, for these gradients, its backward launch."""
+    if call.x.numel() == 0:
+        return []
+    kernels, nothing = machine.kernels, call.x.new_empty(0)
+    y = stand_in(call.x, call.x.shape)
+    stream = stand_in(call.x, (1, 1, 1), torch.float32) if set(needs) - {"x"} else nothing
+    problem = _problem(call, y, ResidualMlpKept(stream, nothing, nothing))
+    found = machine.launches(kernels.residual_mlp_forward_launches, *problem)
+    if needs:
+        wanted = {name: stand_in(getattr(call, name), getattr(call, name).shape) for name in needs}
+        gradients = abi.mlp_gradients(y, ResidualMlpGrads(**wanted))
+        found += machine.launches(kernels.residual_mlp_backward_launches, *problem, gradients)
+    return found
 
 
 def forward(gpu: Gpu, call: ResidualMlpCall, y: Tensor, kept: ResidualMlpKept) -> None:
