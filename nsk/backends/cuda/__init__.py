@@ -72,7 +72,8 @@ def launches(op: str, call, machine: Machine | None = None, needs: Sequence[str]
 
     Args:
         call: the spec's call of the op; nothing of its tensors is read.
-        machine: the GPU, which need not be here (default: that of the call's tensors).
+        machine: the GPU (default: that of the call's tensors). One that need not be here is
+            ``Machine(nsk._native.cuda, multiprocessors, shared_bytes)``.
         needs: names of inputs: the launches of the backward that gives their gradients come after the forward's.
 
     Raises:
