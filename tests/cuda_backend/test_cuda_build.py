@@ -151,7 +151,7 @@ def program(monkeypatch, capsys) -> tuple[int, list[str]]:
     """The status and the lines of ``python -m benchmarks.aot`` for one kernel."""
     from benchmarks.aot.__main__ import main
 
-    monkeypatch.setattr(sys, "argv", ["aot", "--backend", "cuda", "--target", "sm_90", "--match", "rows"])
+    monkeypatch.setattr(sys, "argv", ["aot", "--backend", "cuda", "--target", "sm_90", "--match", "rows bf16"])
     return main(), capsys.readouterr().out.splitlines()
 
 
@@ -212,7 +212,7 @@ def has_cuda(build: Path) -> bool:
     """Whether the build has the kernels' target, and, if not, what stands in for it."""
     text = (build / "build.ninja").read_text()
     has = "nsk_cuda_objects" in text
-    assert has == ("gated_sdpa_forward_64x64.o" in text) == ("no_cuda.cpp" not in text)
+    assert has == ("gated_sdpa_forward_64x64_half.o" in text) == ("no_cuda.cpp" not in text)
     return has
 
 
