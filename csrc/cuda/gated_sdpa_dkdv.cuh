@@ -147,17 +147,16 @@ struct GatedSdpaKeyGradients {
     const int block_end = min(block_key + Tiles::kKeys, keys.count), key_end = min(key0 + 16, keys.count);
     const int begin = position.queries(block_key, queries.count).begin / kRows;
     const int end = (position.queries(block_end - 1, queries.count).end + kRows - 1) / kRows;
-    // Turns are numbered from behind: one register less than two that tell where the last one is.
     const int group = p.heads_q / p.heads_kv, tiles = max(end - begin, 0), turns = group * tiles;
     if (turns > 0) {
       load_keys(key0);
-      load_rows(turns, head * group, begin * kRows);
+      load_rows(0, head * group, begin * kRows);
     }
     cp_async_commit();
 
     float dk[Tiles::kKey ? kD / 8 : 1][4] = {}, dv[Tiles::kValue ? kDv / 8 : 1][4] = {};
     int of = head * group, tile = begin;
-    for (int turn = turns; turn > 0; --turn) {
+    for (int turn = 0; turn < turns; ++turn) {
       const int row0 = tile * kRows, row_end = row0 + kRows;
       const Position::Keys first = position.keys(row0), last = position.keys(row_end - 1);
       // Keys after the last one may be seen by any: nobody asks for their gradients.
@@ -168,8 +167,12 @@ struct GatedSdpaKeyGradients {
       if (!block_whole) look_for_infinities(turn, of);
       __syncthreads();
       const int this_head = of;
-      if (++tile == end) tile = begin, ++of;
-      if (turn > 1) load_rows(turn - 1, of, tile * kRows);
+      if (++tile == end) {
+        // In TF32 it is found again: at 256 columns a register for it would be one too many.
+        tile = sizeof(T) == 4 ? position.queries(opaque(block_key), queries.count).begin / kRows : begin;
+        ++of;
+      }
+      if (turn + 1 < turns) load_rows(turn + 1, of, tile * kRows);
       cp_async_commit();
       if (key0 >= last.end || key_end <= first.begin) continue;
 
