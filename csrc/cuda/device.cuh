@@ -58,13 +58,22 @@ __device__ __forceinline__ float2 unpack_pair(Pair<T> bits) {
     return unpack<T>(bits);
 }
 
-// Two numbers as the matrix units will see them.
+// Two neighbouring numbers as the matrix units will see them.
 template <class T>
-__device__ __forceinline__ float2 as_operands(float x, float y) {
+__device__ __forceinline__ Pair<T> operand_pair(float low, float high) {
   if constexpr (std::is_same_v<T, tf32>)
-    return {__uint_as_float(to_tf32(x)), __uint_as_float(to_tf32(y))};
+    return {to_tf32(low), to_tf32(high)};
   else
-    return unpack<T>(pack<T>(x, y));
+    return pack<T>(low, high);
+}
+
+// Words of operands that came as they lie in the user's memory.
+template <class T>
+__device__ __forceinline__ void round_operand(uint32_t (&fragments)[4]) {
+  if constexpr (std::is_same_v<T, tf32>) {
+#pragma unroll
+    for (uint32_t& x : fragments) x = to_tf32(__uint_as_float(x));
+  }
 }
 
 }  // namespace nsk::cuda

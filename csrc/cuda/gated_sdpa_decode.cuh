@@ -110,8 +110,8 @@ struct GatedSdpaDecodeBlock {
       const int index = i * Tiles::kThreads + int(threadIdx.x), r = index / kPieces, piece = index % kPieces;
       if (r >= Tiles::kRows) break;
       const Row from = row(r);
-      cp_async<16>(query + Tile<T, kD>::at(r, piece),
-                   p.query + (p.query_stride.at(batch, from.head, from.query) + Tile<T, kD>::kOfPiece * piece), from.exists ? 16 : 0);
+      const int64_t at = p.query_stride.at(batch, from.head, from.query) + Tile<T, kD>::kOfPiece * piece;
+      cp_async<16>(query + Tile<T, kD>::at(r, piece), p.query + at, from.exists ? 16 : 0);
     }
   }
 

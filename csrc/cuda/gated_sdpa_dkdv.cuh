@@ -59,7 +59,8 @@ struct GatedSdpaKeyTiles {
   static constexpr int kQueryBytes = Tile<T, kD>::bytes(kRows), kNumbersAt = kQueryBytes + Tile<T, kDv>::bytes(kRows);
   static constexpr int kStageBytes = kNumbersAt + 3 * 4 * kRows;
   // Last, for each stage, whether a warp has found numbers that are not finite: a word a warp.
-  static constexpr int kFoundAt = kWarps * kWarpBytes + 2 * kStageBytes, kSharedBytes = kFoundAt + FoundByWarps<kWarps>::kBytes;
+  static constexpr int kFoundAt = kWarps * kWarpBytes + 2 * kStageBytes;
+  static constexpr int kSharedBytes = kFoundAt + FoundByWarps<kWarps>::kBytes;
   static_assert(kSharedBytes <= 101376, "what a block may have on the smallest of devices");
 };
 

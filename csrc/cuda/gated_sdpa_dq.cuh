@@ -36,7 +36,8 @@ struct GatedSdpaDqTiles {
   static constexpr int kWidest = kD < kDv ? kDv : kD, kWidestBytes = kWidest * int(sizeof(T));
   static constexpr int kWarps = kWidestBytes <= 512 ? 4 : kWidestBytes <= 768 ? 2 : 1;
   static constexpr int kThreads = 32 * kWarps, kRows = 16 * kWarps;
-  static constexpr int kKeys = kWidestBytes <= 192 ? 64 : kWidestBytes <= 384 ? 32 : 16, kPart = kKeys < 32 ? kKeys : 32;
+  static constexpr int kKeys = kWidestBytes <= 192 ? 64 : kWidestBytes <= 384 ? 32 : 16;
+  static constexpr int kPart = kKeys < 32 ? kKeys : 32;
   // At 64 columns of a half type the registers of q and dO are better spent on a third block.
   static constexpr int kBlocksPerUnit = kWidestBytes <= 128 ? 3 : 2;
   static constexpr bool kRowsInRegisters = kWidestBytes > 128 && kWidestBytes <= 256;
@@ -45,7 +46,8 @@ struct GatedSdpaDqTiles {
   static constexpr int kQueryBytes = Tile<T, kD>::bytes(16), kWarpBytes = kQueryBytes + Tile<T, kDv>::bytes(16);
   static constexpr int kKeyBytes = Tile<T, kD>::bytes(kKeys), kStageBytes = kKeyBytes + Tile<T, kDv>::bytes(kKeys);
   // Last, for each stage, whether a warp has found keys that are not finite: a word a warp.
-  static constexpr int kFoundAt = kWarps * kWarpBytes + 2 * kStageBytes, kSharedBytes = kFoundAt + FoundByWarps<kWarps>::kBytes;
+  static constexpr int kFoundAt = kWarps * kWarpBytes + 2 * kStageBytes;
+  static constexpr int kSharedBytes = kFoundAt + FoundByWarps<kWarps>::kBytes;
   static_assert(kSharedBytes <= 99 * 1024);
 };
 
@@ -137,7 +139,8 @@ struct GatedSdpaDq {
       key.load(stage(tile), tile * kKeys);
       value.load(stage(tile) + Tiles::kKeyBytes, tile * kKeys);
     };
-    uint32_t q[Tiles::kRowsInRegisters ? Tile<T, kD>::kSteps : 1][4], d[Tiles::kRowsInRegisters ? Tile<T, kDv>::kSteps : 1][4];
+    uint32_t q[Tiles::kRowsInRegisters ? Tile<T, kD>::kSteps : 1][4];
+    uint32_t d[Tiles::kRowsInRegisters ? Tile<T, kDv>::kSteps : 1][4];
     if constexpr (Tiles::kRowsInRegisters) {
       cp_async_commit();
       load_keys(begin);

@@ -43,7 +43,8 @@ struct GatedSdpaTiles {
   static constexpr int kWarpBytes = Tile<T, kWidest>::bytes(16), kKeyBytes = Tile<T, kD>::bytes(kKeys);
   static constexpr int kStageBytes = kKeyBytes + Tile<T, kDv>::bytes(kKeys);
   // Last, for each stage, whether a warp has found values that are not finite: a word a warp.
-  static constexpr int kFoundAt = kWarps * kWarpBytes + 2 * kStageBytes, kSharedBytes = kFoundAt + FoundByWarps<kWarps>::kBytes;
+  static constexpr int kFoundAt = kWarps * kWarpBytes + 2 * kStageBytes;
+  static constexpr int kSharedBytes = kFoundAt + FoundByWarps<kWarps>::kBytes;
   static_assert(kSharedBytes <= 99 * 1024);
 };
 

@@ -139,7 +139,7 @@ struct GatedSdpaRows {
 #pragma unroll
     for (int i = 0; i < 8; i += 2) {
       const float factor[2] = {opens[i] * share, opens[i + 1] * share};
-      const float2 rounded = as_operands<T>(dout[i] * factor[0], dout[i + 1] * factor[1]);
+      const float2 rounded = unpack_pair<T>(operand_pair<T>(dout[i] * factor[0], dout[i + 1] * factor[1]));
       scaled[i] = rounded.x, scaled[i + 1] = rounded.y;
       // Where next to nothing passes, there is nothing to divide by, and out is next to nothing too.
       total += out[i] * (factor[0] > 1e-30f ? rounded.x * rcp_approx(factor[0]) : dout[i]);

@@ -11,24 +11,6 @@
 
 namespace nsk::cuda {
 
-// Two neighbouring numbers as they are multiplied.
-template <class T>
-__device__ __forceinline__ Pair<T> operand_pair(float low, float high) {
-  if constexpr (std::is_same_v<T, tf32>)
-    return {to_tf32(low), to_tf32(high)};
-  else
-    return pack<T>(low, high);
-}
-
-// Weights come as they lie in the user's memory.
-template <class T>
-__device__ __forceinline__ void round_operand(uint32_t (&fragments)[4]) {
-  if constexpr (std::is_same_v<T, tf32>) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) fragments[i] = to_tf32(__uint_as_float(fragments[i]));
-  }
-}
-
 // Operands whose k runs down the rows: matrices of kRows rows, as long as eight numbers, kPieces pieces. A lane's word
 // is of column lane / 4, and of rows 2 (lane % 4) and the next, or row lane % 4.
 template <class T>

@@ -6,8 +6,8 @@
 // row, 8), row r begins in one of 8 / g groups, and an exclusive-or of the piece's number with r / (8 / g) % g tells
 // those apart that begin in the same one.
 //
-// An mma takes two pieces of every row: 16 columns of a half type, eight of tf32. ldmatrix, which knows nothing of types,
-// puts either where it belongs. Only its transposed form is for 16 bits, and numbers of 32 are read one by one there.
+// An mma takes two pieces of every row: 16 columns of a half type, eight of tf32. ldmatrix, which knows nothing of
+// types, puts either where it belongs. Only its transposed form is for 16 bits, and numbers of 32 are read one by one there.
 #pragma once
 
 #include "device.cuh"
@@ -32,9 +32,9 @@ struct Tile {
     else
       return at(row, 2 * n + lane % 4 / 2) + lane % 2 * 8;
   }
-  // It depends on row % 8 alone, and permutes pieces within groups of kShared. Numbers of 32 bits are read and written by
-  // two pieces of four rows at a time as well, every other row or neighbours: with the bits r2 r1 r0 of the row, that
-  // r1, r2 ^ r0, r0 tells apart.
+  // It depends on row % 8 alone, and permutes pieces within groups of kShared. Numbers of 32 bits are read and written
+  // by two pieces of four rows at a time as well, every other row or neighbours: with the bits r2 r1 r0 of the row,
+  // that r1, r2 ^ r0, r0 tells apart.
   __device__ static __forceinline__ int swizzle(int row) {
     if constexpr (sizeof(T) == 4 && kShared == 8)
       return row / 2 % 2 * 4 + (row / 4 ^ row) % 2 * 2 + row % 2;
@@ -105,8 +105,8 @@ class TileReader {
   using Layout = Tile<T, kColumns>;
 
  public:
-  // A, 16 rows; and B of two mma of a half type side by side with k as the tile's rows and n as its columns, transposed:
-  // its first two registers are of the first eight n.
+  // A, 16 rows; and B of two mma of a half type side by side with k as the tile's rows and n as its columns,
+  // transposed: its first two registers are of the first eight n.
   __device__ static __forceinline__ TileReader rows(int lane) { return {lane % 16, lane / 16}; }
   // B of two mma side by side with k as the tile's columns and n as its rows.
   __device__ static __forceinline__ TileReader columns(int lane) {
@@ -118,9 +118,7 @@ class TileReader {
     static_assert(!kTransposed || sizeof(T) == 2);
     const int own = piece % Layout::kShared, group = piece - own;
     ldmatrix<kTransposed>(fragment, tile + ((own * 16 ^ permuted_) + row_) + (row * Layout::kRowBytes + group * 16));
-    if constexpr (sizeof(T) == 4)
-#pragma unroll
-      for (uint32_t& x : fragment) x = to_tf32(__uint_as_float(x));
+    round_operand<T>(fragment);
   }
 
  private:
