@@ -3,6 +3,12 @@
 #include <cstdlib>
 #include <cstring>
 
+#if defined(NSK_X86)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include "kernels.h"
 
 namespace nsk {
@@ -16,10 +22,30 @@ NSK_DECLARE(portable)
 NSK_DECLARE(avx2)
 NSK_DECLARE(avx512)
 NSK_DECLARE(avx512_bf16)
+NSK_DECLARE(avx512_amx)
 #endif
 #undef NSK_DECLARE
 
 namespace {
+
+#if defined(NSK_X86)
+bool has_avx512_bf16() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bf16");
+}
+
+// Whether the processor has AMX with bf16 and Linux lets this process use its tiles, for which it wants to be asked.
+bool has_amx() {
+  static const bool granted = [] {
+    constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
+    unsigned a, b, c, d;
+    if (!has_avx512_bf16() || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+    const bool tiles = d >> 24 & 1, bf16 = d >> 22 & 1;
+    return tiles && bf16 && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  }();
+  return granted;
+}
+#endif
 
 struct Choice {
   const Kernels* kernels;
@@ -29,12 +55,8 @@ struct Choice {
 // Best first.
 const Choice choices[] = {
 #if defined(NSK_X86)
-    {&avx512_bf16::kernels,
-     [] {
-       return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-              __builtin_cpu_supports("avx512bf16");
-     }},
+    {&avx512_amx::kernels, has_amx},
+    {&avx512_bf16::kernels, has_avx512_bf16},
     {&avx512::kernels,
      [] {
        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

@@ -11,7 +11,8 @@ namespace nsk::NSK_ISA {
 
 template <class T, class C, class E>
 class BackwardRun {
-  using Tile = BackwardTile<T, Math<C, E, kLanes<C>>>;
+  using M = Math<C, E, kLanes<C>>;
+  using Tile = BackwardTile<T, M>;
 
  public:
   static nsk_status run(const nsk_gated_sdpa_backward& g) {
@@ -68,6 +69,7 @@ class BackwardRun {
     const Buffer<C> copies(chunks > 1 ? pairs * chunks * copy : 0);
     if (copies.failed()) return NSK_OUT_OF_MEMORY;
     nsk_status status = parallel_for(a.threads, pairs * chunks, scratch, [&](int64_t unit, char* memory) {
+      [[maybe_unused]] const Multiplier<M> multiplier;
       chunks > 1 ? chunk(unit / chunks, unit % chunks, copies.data() + unit * copy, memory) : whole_pair(unit, memory);
     });
     if (status == NSK_OK && chunks > 1)

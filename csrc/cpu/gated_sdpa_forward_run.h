@@ -9,10 +9,11 @@ namespace nsk::NSK_ISA {
 template <class T, class C, class E>
 class ForwardRun {
   static constexpr int L = kLanes<C>;
-  using Wide = ForwardBlock<T, Math<C, E, L>, 2>;
-  using Narrow = ForwardBlock<T, Math<C, E, L>, 1>;
+  using M = Math<C, E, L>;
+  using Wide = ForwardBlock<T, M, 2>;
+  using Narrow = ForwardBlock<T, M, 1>;
   static constexpr bool kDecode = L == 16;  // eight rows fill its vectors; narrower ones are filled by eight as they are
-  using Decode = DecodeBlock<T, std::conditional_t<kDecode, Math<C, E, L>, Math<float, float, 16>>>;
+  using Decode = DecodeBlock<T, std::conditional_t<kDecode, M, Math<float, float, 16>>>;
 
  public:
   static constexpr int64_t kRowsPerBlock = Wide::kMaxPanels * Wide::NR;
@@ -24,6 +25,7 @@ class ForwardRun {
     const int64_t splits = plan.splits;
     if (splits == 1)
       return parallel_for(a.threads, plan.blocks(), scratch, [&](int64_t unit, char* memory) {
+        [[maybe_unused]] const Multiplier<M> multiplier;
         const auto block = plan.block(unit);
         with_shape(a, block, memory, [&](auto&& work) {
           work.attend(0, 1);
@@ -35,6 +37,7 @@ class ForwardRun {
     const Buffer<C> partials(plan.blocks() * splits * size);
     if (partials.failed()) return NSK_OUT_OF_MEMORY;
     nsk_status status = parallel_for(a.threads, plan.blocks() * splits, scratch, [&](int64_t unit, char* memory) {
+      [[maybe_unused]] const Multiplier<M> multiplier;
       const auto block = plan.block(unit / splits);
       with_shape(a, block, memory, [&](auto&& work) {
         work.attend(unit % splits, splits);

@@ -166,6 +166,34 @@ Broadcast<M> broadcast_columns(const T* src, ptrdiff_t stride, ptrdiff_t rows, p
   }
 }
 
+// The transpose of rows x cols elements, as rows of pairs along what were rows; an odd last one is paired with 0.
+//   dst [cols][dst_stride], of each row ceil(rows / 2) units are written
+template <class M, class T>
+void transpose_pairs(typename M::Unit* dst, ptrdiff_t dst_stride, const T* src, ptrdiff_t stride, ptrdiff_t rows,
+                     ptrdiff_t cols) {
+  static_assert(M::pack == 2 && sizeof(T) == 2);
+  constexpr int L = M::L;
+  using H = Vec<uint16_t, L>;
+  using U = typename M::UnitVec;
+  for (ptrdiff_t r = 0; r < rows; r += 2 * L) {
+    const ptrdiff_t units = ceil_div(rows - r < 2 * L ? rows - r : 2 * L, 2);
+    for (ptrdiff_t c = 0; c < cols; c += L) {
+      const ptrdiff_t left = cols - c < L ? cols - c : L;
+      auto half = [&](ptrdiff_t row) {
+        if (row >= rows) return U{};
+        const T* const at = src + row * stride + c;
+        return __builtin_convertvector(left == L ? load<H>(at) : load_bytes<H>(at, 2 * left), U);
+      };
+      U block[L];
+#pragma GCC unroll 16
+      for (int i = 0; i < L; ++i) block[i] = half(r + 2 * i) | half(r + 2 * i + 1) << 16;
+      transpose(block);
+      for (ptrdiff_t i = 0; i < left; ++i)
+        __builtin_memcpy(dst + (c + i) * dst_stride + r / 2, &block[i], size_t(units) * sizeof(typename M::Unit));
+    }
+  }
+}
+
 // Whether any of rows x cols elements is inf or NaN.
 template <class C, class T>
 bool any_nonfinite(const T* src, ptrdiff_t stride, ptrdiff_t rows, ptrdiff_t cols) {

@@ -77,7 +77,7 @@ class MlpBackwardRun {
   C* shares(int64_t group, int64_t l) const {
     return shares_.data() + (l % layers_ * s.groups + group) * tiles.per_group * 3 * s.width;
   }
-  // The weights as the chain reads them, [out units][in]. Converted ones of twice as many layers as are at work are
+  // The weights as the chain reads them (MlpChainTile::kWeightsAlong). Converted ones of twice as many layers as are at work are
   // there: the next are converted while the parameters' gradients are computed.
   Unit* converted(int64_t group, int64_t l) const {
     return weights_.data() + (l % (2 * layers_) * s.groups + group) * weight_units();
@@ -97,6 +97,7 @@ class MlpBackwardRun {
     typename Chain::Workspace(s, own);
     const size_t bytes = forward.used() > own.used() ? forward.used() : own.used();
     return parallel_for(a.threads, s.groups * tiles.per_group, bytes, [&](int64_t unit, char* memory) {
+      [[maybe_unused]] const Multiplier<M> multiplier;
       const int64_t group = unit / tiles.per_group, tile = unit % tiles.per_group;
       with_activation(a.activation, [&](auto act) { run_tile<act.value>(lo, hi, group, tile, memory); });
     });
@@ -196,6 +197,7 @@ class MlpBackwardRun {
     const int64_t pieces = ceil_div(s.width, kRowsConverted), conversions = kInPlace ? 0 : (lo - next) * s.groups * pieces;
     if (grads + conversions == 0) return NSK_OK;
     return parallel_for(a.threads, grads + conversions, WeightGrad::scratch_bytes(), [&](int64_t unit, char* memory) {
+      [[maybe_unused]] const Multiplier<M> multiplier;
       if (unit >= grads) {
         const int64_t i = unit - grads, l = next + i / pieces / s.groups, group = i / pieces % s.groups;
         return convert(group, l, i % pieces * kRowsConverted);
@@ -215,7 +217,10 @@ class MlpBackwardRun {
     if constexpr (!kInPlace) {
       const T* from = at<const T>(a.weight, group, l, out);
       const ptrdiff_t rows = s.width - out < kRowsConverted ? s.width - out : kRowsConverted;
-      broadcast_columns<M>(from, s.width, rows, s.width, converted(group, l) + out / M::pack * s.width);
+      if constexpr (M::pack == 2)
+        transpose_pairs<M>(converted(group, l) + out / 2, ceil_div(s.width, 2), from, s.width, rows, s.width);
+      else
+        broadcast_columns<M>(from, s.width, rows, s.width, converted(group, l) + out * s.width);
     }
   }
 
@@ -228,7 +233,7 @@ class MlpBackwardRun {
   const Buffer<C> gradients_;      // [stream, inner][group] matrices in panels of tiles
   const Buffer<Unit> operands_;    // [layer][group] dz and x
   const Buffer<C> shares_;         // [layer][group][tile][3][width]
-  const Buffer<Unit> weights_;     // [layer][group][out units][in]
+  const Buffer<Unit> weights_;     // [layer][group] as kWeightsAlong says
   const Buffer<T> normalised_;     // [layer of the block][group] strips
   const Buffer<C> rstd_;           // [layer of the block][group][padded]
 };

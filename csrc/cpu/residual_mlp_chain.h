@@ -41,6 +41,10 @@ class MlpChainTile {
   using Unit = typename M::Unit;
   using Element = std::conditional_t<M::pack == 2, bf16, C>;
 
+  // dx = W^T dz reads the weights as they lie, [out][in]; or, where units are pairs and they are converted anyway, rows
+  // of W^T, [in][out units].
+  static constexpr Along kWeightsAlong = M::pack == 2 ? Along::K : Along::Rows;
+
   struct Workspace {
     C *u, *sums, *vectors;
     Element* act;
@@ -65,7 +69,7 @@ class MlpChainTile {
     const C* da;         // panels
     C* dx;               // panels; null: nobody asks
     bool add;            // dx is added to what is there
-    const Unit* weights; // [out units][in]
+    const Unit* weights; // as kWeightsAlong says
     MlpWeightOperands<M> own, above;  // dz of this layer and x of the one above; null: nobody asks
     C* partial;          // [3][width]: this tile's share of db, dgamma, dbeta; null: nobody asks
   };
@@ -85,14 +89,18 @@ class MlpChainTile {
       if (work.above.x) store_operand<NV>(work.above.x, first);
       through_normalisation<NV>(work, first, means);
       if (!work.dx) return;
-      const Beside ahead{64};
-      const ptrdiff_t units = ceil_div(width_, M::pack);
+      const ptrdiff_t units = ceil_div(width_, M::pack), stride = kWeightsAlong == Along::K ? units : width_;
+      const auto ahead = [] {
+        if constexpr (kWeightsAlong == Along::K)
+          return NextRows{};
+        else
+          return Beside{64};
+      }();
+      C* const dx = work.dx + first * width_;
       if (work.add)
-        product<M, NV, Along::Rows, Into::Add>(width_, work.weights, width_, w.dz, units, work.dx + first * width_, NR,
-                                               nullptr, ahead);
+        product<M, NV, kWeightsAlong, Into::Add>(width_, work.weights, stride, w.dz, units, dx, NR, nullptr, ahead);
       else
-        product<M, NV, Along::Rows, Into::Fresh>(width_, work.weights, width_, w.dz, units, work.dx + first * width_, NR,
-                                                 nullptr, ahead);
+        product<M, NV, kWeightsAlong, Into::Fresh>(width_, work.weights, stride, w.dz, units, dx, NR, nullptr, ahead);
     });
     if (work.partial) store_sums(work.partial);
   }

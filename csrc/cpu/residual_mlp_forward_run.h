@@ -20,6 +20,7 @@ class MlpForwardRun {
     Arena size;
     lay_out(s, tiles, size);
     return parallel_for(a.threads, s.groups * tiles.per_group, size.used(), [&](int64_t unit, char* memory) {
+      [[maybe_unused]] const Multiplier<typename Tile::M> multiplier;
       const int64_t group = unit / tiles.per_group, tile = unit % tiles.per_group;
       with_activation(a.activation, [&](auto act) { run_tile<act.value>(a, s, tiles, group, tile, memory); });
     });

@@ -214,6 +214,7 @@ class MlpRollout {
                               const DoPart& do_part, const Finish& finish) {
     for (int64_t g = 0; g < a.groups; ++g) meetings[g] = {};
     return parallel_for(a.threads, a.depth * a.groups * count, own_bytes, [&](int64_t unit, char* memory) {
+      [[maybe_unused]] const Multiplier<typename Tile::M> multiplier;
       const int64_t l = unit / (a.groups * count), group = unit / count % a.groups, share = unit % count;
       Meeting& meeting = meetings[group];
       meeting.wait_for(l);

@@ -37,6 +37,23 @@ template <class M, int N>
   return 2.0 * double(steps) * N * M::L * M::pack;
 }
 
+#if defined(__AMX_BF16__)
+// The matrix unit's: four products of tiles side by side.
+inline double matrix_chains(int64_t steps) {
+  const MatrixUnit unit;
+  [&]<int... kTile>(std::integer_sequence<int, kTile...>) {
+    (MatrixUnit::zero<kTile>(), ...);
+  }(std::make_integer_sequence<int, 8>{});
+  for (int64_t s = 0; s < steps; ++s) {
+    MatrixUnit::multiply_add<0, 4, 6>();
+    MatrixUnit::multiply_add<1, 4, 7>();
+    MatrixUnit::multiply_add<2, 5, 6>();
+    MatrixUnit::multiply_add<3, 5, 7>();
+  }
+  return 2.0 * double(steps) * 4 * (2 * kMatrixSide) * kMatrixSide * kMatrixSide;
+}
+#endif
+
 // Calls step() (FLOPs or bytes done) over and over on every thread; the sum of the threads' best rates, in units of 1e9.
 template <class Step>
 double best_rate(int threads, double seconds, const Step& step) {
@@ -81,7 +98,9 @@ inline double measure_fma(int32_t dtype, int32_t threads, double seconds) {
   switch (dtype) {
     case NSK_F32: return measure_chains<Math<float, float, kLanes<float>>>(threads, seconds);
     case NSK_F64: return measure_chains<Math<double, double, kLanes<double>>>(threads, seconds);
-#if defined(__AVX512BF16__)
+#if defined(__AMX_BF16__)
+    case NSK_BF16: return best_rate(threads, seconds, [](int64_t) { return matrix_chains(2000); });
+#elif defined(__AVX512BF16__)
     case NSK_BF16: return measure_chains<Math<float, bf16, kLanes<float>>>(threads, seconds);
 #endif
     default: return 0;

@@ -10,7 +10,7 @@
 #include "../../csrc/common/numeric.h"
 #include "../../csrc/cpu/kernels.h"
 
-namespace nsk::emulated_avx512 {
+namespace nsk::emulated_avx512_amx {
 extern const Kernels kernels;
 }
 namespace nsk::emulated_avx512_bf16 {
@@ -70,9 +70,9 @@ struct Tensor {
 
 // Those that this processor runs, and the emulated ones.
 inline std::vector<const Kernels*> kernels_under_test() {
-  std::vector<const Kernels*> all{&emulated_avx512_bf16::kernels};
+  std::vector<const Kernels*> all{&emulated_avx512_amx::kernels};
 #if !defined(NSK_ONE_EMULATED)
-  all.push_back(&emulated_avx512::kernels);
+  all.push_back(&emulated_avx512_bf16::kernels);
 #endif
   for (int i = 0; const char* name = nsk_cpu_isa_name(i); ++i)
     if (const Kernels* found = find_kernels(name)) all.push_back(found);
