@@ -26,6 +26,8 @@ struct Math {
   static constexpr int kStep = L;  // units in a vector of a panel
   static constexpr int pack = sizeof(E) == 2 ? 2 : 1;
   static constexpr bool kMatrix = kHasMatrixUnit && pack == 2 && L == kMatrixSide;
+  static constexpr bool kTiled = false;  // whether operands lie in whole tiles, as split.h makes them
+  using Stored = Math;                   // what they are made from
   using Unit = std::conditional_t<pack == 2, uint32_t, C>;
   using V = Vec<C, L>;
   using UnitVec = Vec<Unit, L>;
@@ -69,7 +71,7 @@ struct TwinMath {
   using V = typename M_::V;
   using Unit = uint64_t;
   static constexpr int L = M_::L, kStep = L / 2, pack = 2 * M_::pack;
-  static constexpr bool kMatrix = false;
+  static constexpr bool kMatrix = false, kTiled = false;
   using UnitVec = Vec<Unit, kStep>;
   static_assert(sizeof(C) == 4);
 
@@ -156,7 +158,7 @@ class Upcoming {
 // Where k is the width of a network or a head dimension it may be hundreds of terms or thousands: the product then goes
 // over it in portions of this many units. A portion of the panel stays in the core's nearest cache while all rows pass
 // (measured on Golden Cove: 0.83 instead of 0.79 of the FMA roof), and c grows by sums, not term by term.
-inline constexpr ptrdiff_t kMostTerms = 128;
+inline constexpr ptrdiff_t kMostTerms = 128, kMostTiledTerms = 64;
 
 // Where a portion stands in its k.
 struct Portion {
@@ -269,157 +271,39 @@ constexpr int power_of_two_below(int n) {
   return p;
 }
 
-// What a thread holds while it multiplies in M.
-struct NothingHeld {};
+// A product c = ab: what `product` is given.
 template <class M>
-using Multiplier = std::conditional_t<M::kMatrix, MatrixUnit, NothingHeld>;
+struct Operands {
+  const typename M::Unit* a;
+  ptrdiff_t stride;
+  const typename M::Unit* b;
+  ptrdiff_t ldb, k;
+  typename M::C* c;
+  ptrdiff_t ldc;
+  typename M::C* lanes;
+  const typename M::C* bias;
+};
 
-// The same on the matrix unit: T x 16 rows, k in whole tiles. Sums leave by way of a block of memory, since tiles add
-// and multiply only; it stays in cache, and the next tiles do not wait for what is done with it.
-template <class M, int T, int NV, Into I>
-[[gnu::noinline]] void matrix_tile(const typename M::Unit* a, ptrdiff_t stride, const typename M::Unit* b, ptrdiff_t k,
-                                   typename M::C* c, ptrdiff_t ldc, typename M::C* lanes, ptrdiff_t ldb,
-                                   const typename M::C* bias, Portion portion) {
-  using C = typename M::C;
-  using V = typename M::V;
-  constexpr int L = M::L, S = kMatrixSide;
-  constexpr ptrdiff_t kUnit = sizeof(typename M::Unit);
-  alignas(64) C block[T * S][NV * L];
-  const bool direct = I == Into::Fresh && portion.first;
-  C* const out = direct ? c : block[0];
-  const ptrdiff_t ldo = (direct ? ldc : NV * L) * ptrdiff_t(sizeof(C));
-#pragma GCC unroll 2
-  for (int v = 0; v < NV; v += 2) {
-    constexpr int kTwo = NV > 1, kBoth = T > 1;
-    MatrixUnit::zero<0>();
-    if constexpr (kTwo) MatrixUnit::zero<1>();
-    if constexpr (kBoth) MatrixUnit::zero<2>();
-    if constexpr (kTwo && kBoth) MatrixUnit::zero<3>();
-    for (ptrdiff_t i = 0; i < k; i += S) {
-      const auto *rows = a + i, *panel = b + i * ldb + v * L;
-      if (v == 0)  // the rows of the next tile
-        for (int r = 0; r < T * S; ++r) __builtin_prefetch(rows + (T * S + r) * stride, 0, 3);
-      MatrixUnit::load<4>(rows, stride * kUnit);
-      MatrixUnit::load<6>(panel, ldb * kUnit);
-      MatrixUnit::multiply_add<0, 4, 6>();
-      if constexpr (kTwo) {
-        MatrixUnit::load<7>(panel + L, ldb * kUnit);
-        MatrixUnit::multiply_add<1, 4, 7>();
-      }
-      if constexpr (kBoth) {
-        MatrixUnit::load<5>(rows + S * stride, stride * kUnit);
-        MatrixUnit::multiply_add<2, 5, 6>();
-        if constexpr (kTwo) MatrixUnit::multiply_add<3, 5, 7>();
-      }
-    }
-    C* const at = out + v * L;
-    MatrixUnit::store<0>(at, ldo);
-    if constexpr (kTwo) MatrixUnit::store<1>(at + L, ldo);
-    if constexpr (kBoth) MatrixUnit::store<2>(at + S * (ldo / sizeof(C)), ldo);
-    if constexpr (kTwo && kBoth) MatrixUnit::store<3>(at + S * (ldo / sizeof(C)) + L, ldo);
-  }
-  if (direct) return;
-  V column[NV];  // the largest or the sum
-#pragma GCC unroll 4
-  for (int v = 0; v < NV; ++v) column[v] = I == Into::FreshMax ? load<V>(lanes + v * L) : V{};
-  for (int r = 0; r < T * S; ++r)
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) {
-      C* to = c + r * ldc + v * L;
-      V acc = load<V>(block[r] + v * L);
-      if (I == Into::Add || !portion.first)
-        acc = load<V>(to) + acc;
-      else if constexpr (I == Into::Rescale)
-        acc = load<V>(to) * load<V>(lanes + v * L) + acc;
-      if constexpr (I == Into::BiasSum)
-        if (portion.last) acc += bias[r];
-      store(to, acc);
-      if constexpr (I == Into::FreshMax)
-        column[v] = max_keep<C, L>(column[v], acc);
-      else if constexpr (I == Into::BiasSum)
-        column[v] += acc;
-    }
-  if (!portion.last) return;
-#pragma GCC unroll 4
-  for (int v = 0; v < NV; ++v) {
-    if constexpr (I == Into::FreshMax) store(lanes + v * L, column[v]);
-    if constexpr (I == Into::BiasSum) store(lanes + v * L, load<V>(lanes + v * L) + column[v]);
-  }
-}
-
-// All rows of one panel. `stride`, `ldb`, `k` and the pointers a, b count units; `ldb` is from one step of the panel to
-// the next. `ahead`: Ahead, Beside, Upcoming* or nothing.
-template <class M, int NV, Along A, Into I, class P = NothingAhead>
-void product(ptrdiff_t rows, const typename M::Unit* a, ptrdiff_t stride, const typename M::Unit* b, ptrdiff_t k,
-             typename M::C* c, ptrdiff_t ldc, typename M::C* lanes = nullptr, P ahead = {},
-             ptrdiff_t ldb = NV * M::kStep, const typename M::C* bias = nullptr) {
+// Rows [begin, end), terms [from, from + terms) of it. `within` is asked for memory inside of tiles; between() is called
+// before each.
+template <class M, int NV, Along A, Into I, class P, class F>
+void vector_rows(const Operands<M>& p, ptrdiff_t begin, ptrdiff_t end, ptrdiff_t from, ptrdiff_t terms, P& within,
+                 F&& between) {
   constexpr int R = kTileRows<NV>;
-  constexpr bool kBetween = std::is_same_v<P, Upcoming*>;
-  constexpr bool kScores = A == Along::K && (I == Into::Fresh || I == Into::FreshMax);
-  constexpr bool kLong = I == Into::BiasSum || kScores || std::is_same_v<P, Beside>;
-  const ptrdiff_t step = A == Along::K ? stride : 1, most = kLong && k > kMostTerms ? kMostTerms : k;
-  std::conditional_t<kBetween, NothingAhead, P> within{};
-  if constexpr (!kBetween) within = ahead;
-  // Rows from `r` on, terms [from, from + terms).
-  auto rows_from = [&](ptrdiff_t r, ptrdiff_t end, ptrdiff_t from, ptrdiff_t terms) {
-    const Portion portion{from == 0, from + terms == k};
-    const typename M::Unit *at = a + from * (A == Along::K ? 1 : stride) + r * step, *panel = b + from * ldb;
-    const typename M::C* of_rows = bias;
-    if constexpr (I == Into::BiasSum) of_rows += r;
-    for (; end - r >= R; r += R, at += R * step) {
-      if constexpr (kBetween) ahead->ask();
-      tile<M, R, NV, A, I>(at, stride, panel, terms, c + r * ldc, ldc, lanes, within, ldb, of_rows, portion);
-      if constexpr (I == Into::BiasSum) of_rows += R;
-    }
-    if constexpr (R > 1)
-      if (end > r)
-        tail<M, power_of_two_below(R), NV, A, I>(end - r, at, stride, panel, terms, c + r * ldc, ldc, lanes, within, ldb,
-                                                 of_rows, portion);
-  };
-  ptrdiff_t from = 0;
-  do {
-    const ptrdiff_t terms = k - from < most ? k - from : most;
-    if constexpr (M::kMatrix && A == Along::K) {
-      const ptrdiff_t whole = terms / kMatrixSide * kMatrixSide, fit = whole ? rows / kMatrixSide * kMatrixSide : 0;
-      const Portion portion{from == 0, from + whole == k};
-      for (ptrdiff_t r = 0; r < fit;) {
-        const typename M::Unit *at = a + from + r * stride, *panel = b + from * ldb;
-        const typename M::C* const of_rows = I == Into::BiasSum ? bias + r : nullptr;
-        if constexpr (kBetween)
-          for (int i = 0; i < kMatrixSide; i += R) ahead->ask();
-        if (fit - r >= 2 * kMatrixSide) {
-          matrix_tile<M, 2, NV, I>(at, stride, panel, whole, c + r * ldc, ldc, lanes, ldb, of_rows, portion);
-          r += 2 * kMatrixSide;
-        } else {
-          matrix_tile<M, 1, NV, I>(at, stride, panel, whole, c + r * ldc, ldc, lanes, ldb, of_rows, portion);
-          r += kMatrixSide;
-        }
-      }
-      if (fit > 0 && whole < terms) rows_from(0, fit, from + whole, terms - whole);
-      if (fit < rows) rows_from(fit, rows, from, terms);
-    } else {
-      rows_from(0, rows, from, terms);
-    }
-    from += most;
-  } while (from < k);
-}
-
-// c += ab for one panel of columns, of which the first `left` are wanted: where they fit half of it, the other half is
-// spared.
-template <class M, int NV, Along A>
-void add_columns(ptrdiff_t left, ptrdiff_t rows, const typename M::Unit* a, ptrdiff_t stride, const typename M::Unit* b,
-                 ptrdiff_t k, typename M::C* c, ptrdiff_t ldc) {
-  if (left > NV * M::L / 2)
-    product<M, NV, A, Into::Add>(rows, a, stride, b, k, c, ldc);
-  else
-    product<M, NV / 2, A, Into::Add>(rows, a, stride, b, k, c, ldc, nullptr, NothingAhead{}, NV * M::kStep);
-}
-
-// Spreads `bytes` from `at` over the steps of a product of `rows` rows and depth k.
-template <int NV, int Lines = 1>
-inline Ahead<Lines> spread(const void* at, ptrdiff_t bytes, ptrdiff_t rows, ptrdiff_t k) {
-  const ptrdiff_t lines = (rows + kTileRows<NV> - 1) / kTileRows<NV> * k * Lines;
-  return {static_cast<const char*>(at), lines > 0 ? (bytes + lines - 1) / lines : 0};
+  const Portion portion{from == 0, from + terms == p.k};
+  const ptrdiff_t step = A == Along::K ? p.stride : 1;
+  const typename M::Unit *at = p.a + from * (A == Along::K ? 1 : p.stride) + begin * step, *panel = p.b + from * p.ldb;
+  const typename M::C* bias = I == Into::BiasSum ? p.bias + begin : nullptr;
+  ptrdiff_t r = begin;
+  for (; end - r >= R; r += R, at += R * step) {
+    between();
+    tile<M, R, NV, A, I>(at, p.stride, panel, terms, p.c + r * p.ldc, p.ldc, p.lanes, within, p.ldb, bias, portion);
+    if constexpr (I == Into::BiasSum) bias += R;
+  }
+  if constexpr (R > 1)
+    if (end > r)
+      tail<M, power_of_two_below(R), NV, A, I>(end - r, at, p.stride, panel, terms, p.c + r * p.ldc, p.ldc, p.lanes, within,
+                                               p.ldb, bias, portion);
 }
 
 }  // namespace nsk::NSK_ISA

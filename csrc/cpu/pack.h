@@ -4,7 +4,7 @@
 // With E = bf16 a unit is a pair along k, so panels are [k / 2][lanes][2] and odd ends are padded with 0.
 #pragma once
 
-#include "microkernel.h"
+#include "product.h"
 
 namespace nsk::NSK_ISA {
 

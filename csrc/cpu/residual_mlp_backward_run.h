@@ -9,6 +9,7 @@
 #pragma once
 
 #include "residual_mlp_forward.h"
+#include "residual_mlp_split_grad.h"
 #include "residual_mlp_weight_grad.h"
 
 namespace nsk::NSK_ISA {
@@ -18,10 +19,11 @@ class MlpBackwardRun {
   static constexpr int L = kLanes<C>;
   using M = Math<C, E, L>;
   using Unit = typename M::Unit;
+  using Operands = MlpWeightOperands<typename M::Stored>;
   using Forward = MlpForwardTile<T, C, E>;
   using Chain = MlpChainTile<T, C, E>;
-  using WeightGrad = MlpWeightGrad<T, C, E>;
-  static constexpr bool kInPlace = std::is_same_v<T, C>;  // the chain reads the weights as they are
+  using WeightGrad = std::conditional_t<M::kTiled, MlpSplitWeightGrad<C, E>, MlpWeightGrad<T, C, E>>;
+  static constexpr bool kInPlace = std::is_same_v<T, C>;  // the chain takes the weights as they are
   static constexpr int64_t kMostLayers = 4, kMostBytes = 8 << 20;  // between the two steps
 
  public:
@@ -53,12 +55,12 @@ class MlpBackwardRun {
         rstd_(recompute_ ? s.per_block * s.groups * s.padded : 0) {}
 
   int64_t operand_units() const {
-    return round_up(MlpWeightOperands<M>::dz_units(s), 16) + round_up(MlpWeightOperands<M>::x_units(s), 16);
+    return round_up(Operands::dz_units(s), 16) + round_up(Operands::x_units(s), 16);
   }
   int64_t weight_units() const { return round_up(ceil_div(s.width, M::pack) * s.width, 16); }
 
   int64_t layers_at_once() const {
-    const int64_t bytes = s.groups * (operand_units() + weight_units()) * int64_t(sizeof(Unit));
+    const int64_t bytes = s.groups * (operand_units() * int64_t(sizeof(typename Operands::Unit)) + weight_units() * int64_t(sizeof(Unit)));
     int64_t layers = kMostBytes / bytes < kMostLayers ? kMostBytes / bytes : kMostLayers;
     if (layers < 1) layers = 1;
     return layers < s.per_block ? layers : s.per_block;
@@ -69,10 +71,10 @@ class MlpBackwardRun {
     return hi - layers_ > block ? hi - layers_ : block;
   }
 
-  MlpWeightOperands<M> operands(int64_t group, int64_t l) const {
+  Operands operands(int64_t group, int64_t l) const {
     if (!wants_weight_) return {nullptr, nullptr};
-    Unit* const base = operands_.data() + (l % layers_ * s.groups + group) * operand_units();
-    return {base, base + round_up(MlpWeightOperands<M>::dz_units(s), 16)};
+    typename Operands::Unit* const base = operands_.data() + (l % layers_ * s.groups + group) * operand_units();
+    return {base, base + round_up(Operands::dz_units(s), 16)};
   }
   C* shares(int64_t group, int64_t l) const {
     return shares_.data() + (l % layers_ * s.groups + group) * tiles.per_group * 3 * s.width;
@@ -83,7 +85,9 @@ class MlpBackwardRun {
     return weights_.data() + (l % (2 * layers_) * s.groups + group) * weight_units();
   }
   const Unit* weights(int64_t group, int64_t l) const {
-    if constexpr (kInPlace)
+    if constexpr (M::kTiled)
+      return nullptr;  // the chain splits them
+    else if constexpr (kInPlace)
       return at<const Unit>(a.weight, group, l);
     else
       return converted(group, l);
@@ -231,7 +235,7 @@ class MlpBackwardRun {
   const bool recompute_, wants_weight_, wants_vectors_;
   const int64_t layers_;
   const Buffer<C> gradients_;      // [stream, inner][group] matrices in panels of tiles
-  const Buffer<Unit> operands_;    // [layer][group] dz and x
+  const Buffer<typename Operands::Unit> operands_;    // [layer][group] dz and x
   const Buffer<C> shares_;         // [layer][group][tile][3][width]
   const Buffer<Unit> weights_;     // [layer][group] as kWeightsAlong says
   const Buffer<T> normalised_;     // [layer of the block][group] strips

@@ -20,7 +20,9 @@ namespace nsk::NSK_ISA {
 //   x  panels of columns, each [padded rows / pack][columns] units
 template <class M>
 struct MlpWeightOperands {
-  typename M::Unit *dz, *x;
+  using Unit = typename M::Unit;
+  static constexpr int pack = M::pack;
+  Unit *dz, *x;
 
   // In units.
   static ptrdiff_t dz_stride(const MlpShape& s) {
@@ -39,7 +41,8 @@ class MlpChainTile {
   using M = Math<C, E, L>;
   using V = Vec<C, L>;
   using Unit = typename M::Unit;
-  using Element = std::conditional_t<M::pack == 2, bf16, C>;
+  using Operands = MlpWeightOperands<typename M::Stored>;
+  using Element = std::conditional_t<M::Stored::pack == 2, bf16, C>;
 
   // dx = W^T dz reads the weights as they lie, [out][in]; or, where units are pairs and they are converted anyway, rows
   // of W^T, [in][out units].
@@ -48,12 +51,13 @@ class MlpChainTile {
   struct Workspace {
     C *u, *sums, *vectors;
     Element* act;
-    Unit* dz;
+    Unit *dz, *weights;
 
     Workspace(const MlpShape& s, Arena& arena) {
       const ptrdiff_t panel = s.width * kWidePanel * L;
       u = arena.take<C>(panel);
       act = arena.take<Element>(panel);
+      weights = arena.take<Unit>(M::kTiled ? s.width * s.width / 2 : 0);
       dz = M::pack == 1 ? reinterpret_cast<Unit*>(u) : arena.take<Unit>(round_up(s.width, 2) / 2 * kWidePanel * L);
       sums = arena.take<C>(3 * round_up(s.width, L) * L);
       vectors = arena.take<C>(3 * s.width);
@@ -69,8 +73,8 @@ class MlpChainTile {
     const C* da;         // panels
     C* dx;               // panels; null: nobody asks
     bool add;            // dx is added to what is there
-    const Unit* weights; // as kWeightsAlong says
-    MlpWeightOperands<M> own, above;  // dz of this layer and x of the one above; null: nobody asks
+    const Unit* weights; // as kWeightsAlong says; null: they are split here
+    Operands own, above;  // dz of this layer and x of the one above; null: nobody asks
     C* partial;          // [3][width]: this tile's share of db, dgamma, dbeta; null: nobody asks
   };
 
@@ -81,6 +85,12 @@ class MlpChainTile {
   template <Activation A>
   void layer(const Layer& work) {
     const LayerVectors<C> vectors(a, group_, work.l, w.vectors);
+    const Unit* weights = work.weights;
+    if constexpr (M::kTiled)
+      if (work.dx) {
+        split_columns(w.weights, at<const T>(a.weight, group_, work.l), width_, width_, width_);
+        weights = w.weights;
+      }
     if (work.partial) fill_zero(w.sums, 3 * round_up(width_, L) * L);
     for_panels<L>(rows_, [&](auto nv, ptrdiff_t first) {
       constexpr int NV = nv.value, NR = NV * L;
@@ -98,15 +108,15 @@ class MlpChainTile {
       }();
       C* const dx = work.dx + first * width_;
       if (work.add)
-        product<M, NV, kWeightsAlong, Into::Add>(width_, work.weights, stride, w.dz, units, dx, NR, nullptr, ahead);
+        product<M, NV, kWeightsAlong, Into::Add>(width_, weights, stride, w.dz, units, dx, NR, nullptr, ahead);
       else
-        product<M, NV, kWeightsAlong, Into::Fresh>(width_, work.weights, stride, w.dz, units, dx, NR, nullptr, ahead);
+        product<M, NV, kWeightsAlong, Into::Fresh>(width_, weights, stride, w.dz, units, dx, NR, nullptr, ahead);
     });
     if (work.partial) store_sums(work.partial);
   }
 
   // x of a block's first layer: the stream, in strips.
-  void operand_from_stream(const C* strips, MlpWeightOperands<M> to) {
+  void operand_from_stream(const C* strips, Operands to) {
     for_panels<L>(rows_, [&](auto nv, ptrdiff_t first) {
       constexpr int NV = nv.value;
       for (ptrdiff_t f = 0; f < width_; ++f) {
@@ -120,7 +130,7 @@ class MlpChainTile {
 
   // x of another layer, from xhat of the one below it, `below`.
   template <Activation A>
-  void operand_from_normalised(int64_t below, const T* normalised, MlpWeightOperands<M> to) {
+  void operand_from_normalised(int64_t below, const T* normalised, Operands to) {
     const LayerVectors<C> vectors(a, group_, below, w.vectors);
     for_panels<L>(rows_, [&](auto nv, ptrdiff_t first) {
       constexpr int NV = nv.value;
@@ -213,7 +223,7 @@ class MlpChainTile {
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) scale[v] = load<V>(work.rstd + first + v * L);
     Element* const operand = work.own.dz ? reinterpret_cast<Element*>(work.own.dz) + row0_ + first : nullptr;
-    const ptrdiff_t stride = MlpWeightOperands<M>::dz_stride(s) * M::pack;
+    const ptrdiff_t stride = Operands::dz_stride(s) * Operands::pack;
     store_panel<M, NV>(w.dz, width_, [&](ptrdiff_t f, auto count, auto& dz) __attribute__((always_inline)) {
       constexpr int N = decltype(count)::value;
 #pragma GCC unroll 2
@@ -238,14 +248,14 @@ class MlpChainTile {
 
   // w.act, [feature][row], as rows of the dW operand x: panels of columns, [row][feature].
   template <int NV>
-  [[gnu::noinline]] void store_operand(Unit* x, ptrdiff_t first) {
+  [[gnu::noinline]] void store_operand(typename Operands::Unit* x, ptrdiff_t first) {
     constexpr int NR = NV * L;
     const ptrdiff_t row = row0_ + first;
     for_panels<L>(round_up(width_, L), [&](auto columns, ptrdiff_t f) {
       constexpr int NC = columns.value * L;
       const Element* rows[NC];
       for (int i = 0; i < NC; ++i) rows[i] = f + i < width_ ? w.act + (f + i) * NR : nullptr;
-      pack_transposed<M, columns.value>(x + (f * s.padded + row * NC) / M::pack, rows, NR);
+      pack_transposed<typename M::Stored, columns.value>(x + (f * s.padded + row * NC) / Operands::pack, rows, NR);
     });
   }
 

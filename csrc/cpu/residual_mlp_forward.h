@@ -5,7 +5,9 @@
 //   t = act(xhat gamma + beta), written where t was, as the panel that the next layer multiplies
 //
 // The weights are read in place and only once per panel, in one linear sweep that is asked for one register tile ahead:
-// measured, that beats a packed copy (0.98 of the FMA roof against 0.93), and there is nothing to keep up to date.
+// measured, that beats a packed copy (0.98 of the FMA roof against 0.93), and there is nothing to keep up to date. Where
+// they have to be converted, that is done once for the tile: a layer at a time, or where that would not stay in cache,
+// some rows of it for all panels.
 #pragma once
 
 #include "residual_mlp_problem.h"
@@ -28,14 +30,20 @@ class MlpForwardTile {
   using V = Vec<C, L>;
   using Unit = typename M::Unit;
 
-  // What the rows of a tile need: the panels of x, and z and the statistics of one panel.
+  // What the rows of a tile need: the panels of x, z and the statistics.
   struct Rows {
     Unit* x;
     C *z, *statistics;
 
     Rows(const MlpShape& s, ptrdiff_t rows, Arena& arena)
-        : x(arena.take<Unit>(ceil_div(s.width, M::pack) * rows)), z(arena.take<C>(s.width * kWidePanel * L)),
-          statistics(arena.take<C>(2 * kWidePanel * L)) {}
+        : x(arena.take<Unit>(ceil_div(s.width, M::pack) * rows)), z(arena.take<C>(s.width * z_rows(s.width, rows))),
+          statistics(arena.take<C>(2 * z_rows(s.width, rows))) {}
+
+   private:
+    // One panel's, unless all panels take turns.
+    static ptrdiff_t z_rows(ptrdiff_t width, ptrdiff_t rows) {
+      return round_up(chunk_rows(width) < width ? rows : kWidePanel * L, kWidePanel * L);
+    }
   };
   // Parameters on their way to where they are used, each thread's own.
   struct Parameters {
@@ -68,15 +76,19 @@ class MlpForwardTile {
   template <Activation A>
   void layer(int64_t l, MlpKept<T, C> kept, bool goes_on, const C* in = nullptr, C* out = nullptr) {
     const LayerVectors<C> vectors(a, group_, l, own_.vectors);
-    for_panels<L>(rows_, [&](auto nv, ptrdiff_t first) {
-      constexpr int NV = nv.value;
-      Unit* panel = w.x + units_ * first;
-      fill_zero(w.statistics, NV * L);
-      multiply<NV>(l, panel, vectors.bias, 0, width_, w.statistics);
-      finish_statistics<NV>();
-      if (kept.rstd)
-        for (int v = 0; v < NV; ++v) store(kept.rstd + first + v * L, rstd(v, NV));
-      normalise<A, NV>(panel, first, vectors, kept, goes_on, in, out);
+    const bool in_turns = rows_at_once(at<const T>(a.weight, group_, l)) < width_;
+    for_weights(l, 0, width_, [&](const Weights& weights) {
+      for_panels<L>(rows_, [&](auto nv, ptrdiff_t first) {
+        constexpr int NV = nv.value;
+        const ptrdiff_t place = in_turns ? first : 0;  // panels that take turns have a z each
+        C *const z = w.z + place * width_, *const statistics = w.statistics + 2 * place;
+        if (weights.begin == 0) fill_zero(statistics, NV * L);
+        multiply<NV>(weights, w.x + units_ * first, vectors.bias, z, statistics);
+        if (weights.end < width_) return;
+        finish_statistics<NV>(z, statistics);
+        if (kept.rstd) __builtin_memcpy(kept.rstd + first, statistics + NV * L, NV * L * sizeof(C));
+        normalise<A, NV>(w.x + units_ * first, first, z, statistics, vectors, kept, goes_on, in, out);
+      });
     });
   }
 
@@ -88,7 +100,9 @@ class MlpForwardTile {
     if constexpr (kPanelRows > 0) {
       const LayerVectors<C> vectors(a, group_, l, own_.vectors);
       fill_zero(sums, kPanelRows);
-      multiply<kPanelRows / L>(l, w.x, vectors.bias, begin, end, sums);
+      for_weights(l, begin, end, [&](const Weights& weights) {
+        multiply<kPanelRows / L>(weights, w.x, vectors.bias, w.z, sums);
+      });
     }
   }
   template <Activation A>
@@ -99,67 +113,84 @@ class MlpForwardTile {
       fill_zero(w.statistics, kPanelRows);
       for (int64_t i = 0; i < count; ++i)
         for (ptrdiff_t r = 0; r < kPanelRows; ++r) w.statistics[r] += sums[i * kPanelRows + r];
-      finish_statistics<NV>();
-      normalise<A, NV>(w.x, 0, vectors, {}, true, in, out);
+      finish_statistics<NV>(w.z, w.statistics);
+      normalise<A, NV>(w.x, 0, w.z, w.statistics, vectors, {}, true, in, out);
     }
   }
 
  private:
-  // Rows of weights that are converted at a time, where they are not read in place.
+  // Rows [begin, end) of the weights as `product` reads them.
+  struct Weights {
+    Broadcast<M> operand;
+    ptrdiff_t begin, end;
+  };
+
+  // Rows that are converted at a time, where they are not read in place: as many as fit a core's own cache beside the
+  // rest, 16 at least.
   static constexpr ptrdiff_t chunk_rows(ptrdiff_t width) {
-    const ptrdiff_t rows = (32 << 10) / width / 16 * 16;
-    return rows < 16 ? 16 : rows > 256 ? 256 : rows;
+    const ptrdiff_t rows = (64 << 10) / width / 16 * 16;
+    return rows < 16 ? 16 : rows < width ? rows : width;
+  }
+  ptrdiff_t rows_at_once(const T* weight) const {
+    const bool pairs = M::pack == 2 && width_ % 2 == 0 && uintptr_t(weight) % 4 == 0;
+    return !M::kTiled && (std::is_same_v<T, C> || pairs) ? width_ : chunk_rows(width_);
   }
 
-  NSK_INLINE V mean(int v) const { return load<V>(w.statistics + v * L); }
-  NSK_INLINE V rstd(int v, int nv) const { return load<V>(w.statistics + (nv + v) * L); }
-
-  // Rows [begin, end) of z = W x + b; the sums of their columns are added to `sums`.
-  template <int NV>
-  void multiply(int64_t l, const Unit* x, const C* bias, ptrdiff_t begin, ptrdiff_t end, C* sums) {
-    constexpr int NR = NV * L;
-    const T* weight = at<const T>(a.weight, group_, l);
-    const bool in_place = std::is_same_v<T, C> || (M::pack == 2 && width_ % 2 == 0 && uintptr_t(weight) % 4 == 0);
-    const ptrdiff_t most = in_place ? width_ : chunk_rows(width_);
+  // Calls f(Weights) for the pieces that make up rows [begin, end) of layer l.
+  template <class F>
+  void for_weights(int64_t l, ptrdiff_t begin, ptrdiff_t end, F&& f) {
+    const T* const weight = at<const T>(a.weight, group_, l);
+    const ptrdiff_t most = rows_at_once(weight);
     for (ptrdiff_t r = begin; r < end; r += most) {
-      const ptrdiff_t n = end - r < most ? end - r : most;
-      const auto rows = broadcast_rows<M>(weight + r * width_, width_, n, width_, own_.weights);
-      product<M, NV, Along::K, Into::BiasSum>(n, rows.data, rows.stride, x, units_, w.z + r * NR, NR, sums, NextRows{}, NR,
-                                              bias + r);
+      const ptrdiff_t to = end - r < most ? end : r + most;
+      if constexpr (M::kTiled) {
+        split_rows(own_.weights, units_, weight + r * width_, width_, to - r, width_);
+        f(Weights{{own_.weights, units_}, r, to});
+      } else {
+        f(Weights{broadcast_rows<M>(weight + r * width_, width_, to - r, width_, own_.weights), r, to});
+      }
     }
   }
 
-  // From sums to means and 1 / sqrt(variance + eps).
+  // Their rows of z = W x + b; the sums of its columns are added to `sums`.
   template <int NV>
-  [[gnu::noinline]] void finish_statistics() {
+  void multiply(const Weights& by, const Unit* x, const C* bias, C* z, C* sums) {
+    constexpr int NR = NV * L;
+    product<M, NV, Along::K, Into::BiasSum>(by.end - by.begin, by.operand.data, by.operand.stride, x, units_,
+                                            z + by.begin * NR, NR, sums, NextRows{}, NR, bias + by.begin);
+  }
+
+  // From the sums of the columns of z to their means and 1 / sqrt(variance + eps).
+  template <int NV>
+  [[gnu::noinline]] void finish_statistics(const C* z, C* statistics) {
     constexpr int NR = NV * L;
     V average[NV], square[NV] = {};
     const C n = C(width_);
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) average[v] = mean(v) / n;
+    for (int v = 0; v < NV; ++v) average[v] = load<V>(statistics + v * L) / n;
     for (ptrdiff_t f = 0; f < width_; ++f)
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) {
-        const V d = load<V>(w.z + f * NR + v * L) - average[v];
+        const V d = load<V>(z + f * NR + v * L) - average[v];
         square[v] += d * d;
       }
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) {
-      store(w.statistics + v * L, average[v]);
-      store(w.statistics + NR + v * L, C(1) / square_root<C, L>(square[v] / n + C(a.eps)));
+      store(statistics + v * L, average[v]);
+      store(statistics + NR + v * L, C(1) / square_root<C, L>(square[v] / n + C(a.eps)));
     }
   }
 
   template <Activation A, int NV>
-  [[gnu::noinline]] void normalise(Unit* panel, ptrdiff_t first, const LayerVectors<C>& vectors, MlpKept<T, C> kept,
-                                   bool goes_on, const C* in, C* out) {
+  [[gnu::noinline]] void normalise(Unit* panel, ptrdiff_t first, const C* z, const C* statistics,
+                                   const LayerVectors<C>& vectors, MlpKept<T, C> kept, bool goes_on, const C* in, C* out) {
     constexpr int NR = NV * L;
     V average[NV], scale[NV];
     ptrdiff_t at[NV];  // where each vector's lanes begin in strips
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) {
-      average[v] = mean(v);
-      scale[v] = rstd(v, NV);
+      average[v] = load<V>(statistics + v * L);
+      scale[v] = load<V>(statistics + NR + v * L);
       at[v] = strip_row(static_cast<char*>(nullptr), first + v * L, width_) - static_cast<char*>(nullptr);
     }
     store_panel<M, NV>(panel, width_, [&](ptrdiff_t f, auto count, auto& y) __attribute__((always_inline)) {
@@ -168,7 +199,7 @@ class MlpForwardTile {
       for (int j = 0; j < N; ++j)
 #pragma GCC unroll 4
         for (int v = 0; v < NV; ++v) {
-          const V xhat = (load<V>(w.z + (f + j) * NR + v * L) - average[v]) * scale[v];
+          const V xhat = (load<V>(z + (f + j) * NR + v * L) - average[v]) * scale[v];
           if (kept.normalised) store_as<C, L>(kept.normalised + at[v] + (f + j) * kStrip, xhat);
           y[j * NV + v] = xhat * vectors.gamma[f + j] + vectors.beta[f + j];
         }

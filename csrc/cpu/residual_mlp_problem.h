@@ -16,6 +16,7 @@
 #include "pack.h"
 #include "parallel.h"
 #include "residual_mlp_activation.h"
+#include "split.h"
 
 namespace nsk::NSK_ISA {
 
@@ -152,13 +153,21 @@ void store_strips(const C* strips, X* x, ptrdiff_t stride, ptrdiff_t n, ptrdiff_
     store_lanes<C>(strip_row(strips, r, width), kStrip, x + r * stride, stride, n - r, width);
 }
 
-// A panel of the vector operand, [units][NV * L], from rows of vectors: `row(f, y)` fills the NV vectors of feature f.
-// Where units are pairs, an odd last feature is paired with 0.
+// A panel of the vector operand, [units][NV * L] or tiles, from rows of vectors: `row(f, count, y)` fills the NV vectors
+// of each of `count` features from f on. Where units are pairs, an odd last feature is paired with 0.
 template <class M, int NV, class F>
 NSK_INLINE void store_panel(typename M::Unit* panel, ptrdiff_t width, F&& row) {
   using V = typename M::V;
   constexpr int L = M::L, NR = NV * L;
-  if constexpr (M::pack == 1) {
+  if constexpr (M::kTiled) {
+    for (ptrdiff_t f = 0; f < width; f += 2) {
+      V y[2 * NV];
+      row(f, std::integral_constant<int, 2>{}, y);
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v)
+        store_split_pairs(split_row(panel, width / 2, v, f / kSplitTerms, f % kSplitTerms / 2), y[v], y[NV + v]);
+    }
+  } else if constexpr (M::pack == 1) {
     for (ptrdiff_t f = 0; f < width; ++f) {
       V y[NV];
       row(f, std::integral_constant<int, 1>{}, y);

@@ -183,7 +183,7 @@ class MlpFewRows {
 template <class T, class C, class E>
 class MlpRollout {
   using Tile = MlpForwardTile<T, C, E>;
-  using Few = MlpFewRows<T, C, E>;
+  using Few = MlpFewRows<T, C, std::conditional_t<std::is_same_v<E, bf16x3>, C, E>>;
   static constexpr ptrdiff_t kLeastColumns = 32;  // a smaller share is not worth the meeting
 
  public:

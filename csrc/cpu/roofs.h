@@ -3,6 +3,7 @@
 
 #include <time.h>
 
+#include "matrix.h"
 #include "microkernel.h"
 #include "parallel.h"
 
