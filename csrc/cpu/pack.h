@@ -182,6 +182,7 @@ void transpose_pairs(typename M::Unit* dst, ptrdiff_t dst_stride, const T* src, 
       auto half = [&](ptrdiff_t row) {
         if (row >= rows) return U{};
         const T* const at = src + row * stride + c;
+        __builtin_prefetch(at + 2 * L * stride, 0, 3);  // of the rows after these
         return __builtin_convertvector(left == L ? load<H>(at) : load_bytes<H>(at, 2 * left), U);
       };
       U block[L];

@@ -45,7 +45,7 @@ class MlpBackwardRun {
 
  private:
   explicit MlpBackwardRun(const nsk_residual_mlp_backward& args)
-      : b(args), a(args.forward), s(args.forward), tiles(s, args.forward.threads, most_rows(args.forward.width)),
+      : b(args), a(args.forward), s(args.forward), tiles(s, args.forward.threads, most_rows<M>(args.forward.width)),
         recompute_(!a.normalised.data), wants_weight_(b.grad_weight.data),
         wants_vectors_(b.grad_bias.data || b.grad_ln_weight.data || b.grad_ln_bias.data), layers_(layers_at_once()),
         gradients_(2 * s.groups * s.matrix()), operands_(wants_weight_ ? layers_ * s.groups * operand_units() : 0),
@@ -98,7 +98,7 @@ class MlpBackwardRun {
   nsk_status chain(int64_t lo, int64_t hi) {
     Arena forward, own;  // one after the other in the same memory
     if (recompute_) lay_out_forward(forward);
-    typename Chain::Workspace(s, own);
+    typename Chain::Workspace(s, tiles.largest(), own);
     const size_t bytes = forward.used() > own.used() ? forward.used() : own.used();
     return parallel_for(a.threads, s.groups * tiles.per_group, bytes, [&](int64_t unit, char* memory) {
       [[maybe_unused]] const Multiplier<M> multiplier;
@@ -119,7 +119,7 @@ class MlpBackwardRun {
     if (recompute_ && hi == end) run_forward<A>(first, group, row0, rows, stream, memory);
 
     Arena arena(memory);
-    Chain work(a, s, group, row0, rows, typename Chain::Workspace(s, arena));
+    Chain work(a, s, group, row0, rows, typename Chain::Workspace(s, tiles.largest(), arena));
     for (int64_t l = hi - 1; l >= lo; --l) {
       typename Chain::Layer layer{};
       const auto kept = this->kept(group, l, row0);
@@ -200,7 +200,7 @@ class MlpBackwardRun {
     const int64_t grads = layers * s.groups * (dw + vectors);
     const int64_t pieces = ceil_div(s.width, kRowsConverted), conversions = kInPlace ? 0 : (lo - next) * s.groups * pieces;
     if (grads + conversions == 0) return NSK_OK;
-    return parallel_for(a.threads, grads + conversions, WeightGrad::scratch_bytes(), [&](int64_t unit, char* memory) {
+    return parallel_for(a.threads, grads + conversions, WeightGrad::scratch_bytes(s), [&](int64_t unit, char* memory) {
       [[maybe_unused]] const Multiplier<M> multiplier;
       if (unit >= grads) {
         const int64_t i = unit - grads, l = next + i / pieces / s.groups, group = i / pieces % s.groups;

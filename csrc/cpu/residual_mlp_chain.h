@@ -53,12 +53,14 @@ class MlpChainTile {
     Element* act;
     Unit *dz, *weights;
 
-    Workspace(const MlpShape& s, Arena& arena) {
+    // For tiles of up to `rows` rows.
+    Workspace(const MlpShape& s, ptrdiff_t rows, Arena& arena) {
       const ptrdiff_t panel = s.width * kWidePanel * L;
       u = arena.take<C>(panel);
       act = arena.take<Element>(panel);
-      weights = arena.take<Unit>(M::kTiled ? s.width * s.width / 2 : 0);
-      dz = M::pack == 1 ? reinterpret_cast<Unit*>(u) : arena.take<Unit>(round_up(s.width, 2) / 2 * kWidePanel * L);
+      weights = arena.take<Unit>(M::kTiled ? s.width / 2 * rows_at_once(s.width) : 0);
+      const ptrdiff_t lanes = rows_at_once(s.width) < s.width ? round_up(rows, kWidePanel * L) : kWidePanel * L;
+      dz = M::pack == 1 ? reinterpret_cast<Unit*>(u) : arena.take<Unit>(round_up(s.width, 2) / 2 * lanes);
       sums = arena.take<C>(3 * round_up(s.width, L) * L);
       vectors = arena.take<C>(3 * s.width);
     }
@@ -85,33 +87,28 @@ class MlpChainTile {
   template <Activation A>
   void layer(const Layer& work) {
     const LayerVectors<C> vectors(a, group_, work.l, w.vectors);
-    const Unit* weights = work.weights;
-    if constexpr (M::kTiled)
-      if (work.dx) {
-        split_columns(w.weights, at<const T>(a.weight, group_, work.l), width_, width_, width_);
-        weights = w.weights;
-      }
+    // Where weights are split some rows of W^T at a time, all panels take turns with them, and have a dz each.
+    const ptrdiff_t most = rows_at_once(width_), units = ceil_div(width_, M::pack);
+    const bool in_turns = most < width_;
+    if (work.dx && !in_turns) split_weights(work.l, 0, width_);
     if (work.partial) fill_zero(w.sums, 3 * round_up(width_, L) * L);
     for_panels<L>(rows_, [&](auto nv, ptrdiff_t first) {
-      constexpr int NV = nv.value, NR = NV * L;
+      constexpr int NV = nv.value;
       V means[2 * NV];
       through_activation<A, NV>(work, vectors, first, means);
       if (work.above.x) store_operand<NV>(work.above.x, first);
-      through_normalisation<NV>(work, first, means);
-      if (!work.dx) return;
-      const ptrdiff_t units = ceil_div(width_, M::pack), stride = kWeightsAlong == Along::K ? units : width_;
-      const auto ahead = [] {
-        if constexpr (kWeightsAlong == Along::K)
-          return NextRows{};
-        else
-          return Beside{64};
-      }();
-      C* const dx = work.dx + first * width_;
-      if (work.add)
-        product<M, NV, kWeightsAlong, Into::Add>(width_, weights, stride, w.dz, units, dx, NR, nullptr, ahead);
-      else
-        product<M, NV, kWeightsAlong, Into::Fresh>(width_, weights, stride, w.dz, units, dx, NR, nullptr, ahead);
+      Unit* const dz = w.dz + (in_turns ? units * first : 0);
+      through_normalisation<NV>(work, first, means, dz);
+      if (work.dx && !in_turns) multiply<NV>(work, 0, width_, dz, work.dx + first * width_);
     });
+    if (work.dx && in_turns)
+      for (ptrdiff_t r = 0; r < width_; r += most) {
+        const ptrdiff_t end = width_ - r < most ? width_ : r + most;
+        split_weights(work.l, r, end);
+        for_panels<L>(rows_, [&](auto nv, ptrdiff_t first) {
+          multiply<nv.value>(work, r, end, w.dz + units * first, work.dx + first * width_);
+        });
+      }
     if (work.partial) store_sums(work.partial);
   }
 
@@ -147,6 +144,33 @@ class MlpChainTile {
   }
 
  private:
+  static constexpr ptrdiff_t rows_at_once(ptrdiff_t width) { return M::kTiled ? converted_rows(width) : width; }
+
+  // Rows [begin, end) of W^T.
+  void split_weights(int64_t l, ptrdiff_t begin, ptrdiff_t end) {
+    if constexpr (M::kTiled)
+      split_columns(w.weights, at<const T>(a.weight, group_, l) + begin, width_, width_, end - begin);
+  }
+
+  // Rows [begin, end) of dx = W^T dz.
+  template <int NV>
+  void multiply(const Layer& work, ptrdiff_t begin, ptrdiff_t end, const Unit* dz, C* dx) {
+    constexpr int NR = NV * L;
+    const ptrdiff_t units = ceil_div(width_, M::pack), stride = kWeightsAlong == Along::K ? units : width_;
+    const Unit* const weights = M::kTiled ? w.weights : work.weights;
+    const auto ahead = [] {
+      if constexpr (kWeightsAlong == Along::K)
+        return NextRows{};
+      else
+        return Beside{64};
+    }();
+    C* const c = dx + begin * NR;
+    if (work.add)
+      product<M, NV, kWeightsAlong, Into::Add>(end - begin, weights, stride, dz, units, c, NR, nullptr, ahead);
+    else
+      product<M, NV, kWeightsAlong, Into::Fresh>(end - begin, weights, stride, dz, units, c, NR, nullptr, ahead);
+  }
+
   C* sums_of(int which, ptrdiff_t f) const { return w.sums + (which * round_up(width_, L) + f) * L; }
 
   template <int NV>
@@ -212,7 +236,7 @@ class MlpChainTile {
 
   // u -> dz, as the panel of the chain's product and as the operand of dW, and the sums of db.
   template <int NV>
-  [[gnu::noinline]] void through_normalisation(const Layer& work, ptrdiff_t first, const V (&means)[2 * NV]) {
+  [[gnu::noinline]] void through_normalisation(const Layer& work, ptrdiff_t first, const V (&means)[2 * NV], Unit* panel) {
     constexpr int NR = NV * L;
     ptrdiff_t at[NV];
     strip_offsets<NV>(first, at);
@@ -224,7 +248,7 @@ class MlpChainTile {
     for (int v = 0; v < NV; ++v) scale[v] = load<V>(work.rstd + first + v * L);
     Element* const operand = work.own.dz ? reinterpret_cast<Element*>(work.own.dz) + row0_ + first : nullptr;
     const ptrdiff_t stride = Operands::dz_stride(s) * Operands::pack;
-    store_panel<M, NV>(w.dz, width_, [&](ptrdiff_t f, auto count, auto& dz) __attribute__((always_inline)) {
+    store_panel<M, NV>(panel, width_, [&](ptrdiff_t f, auto count, auto& dz) __attribute__((always_inline)) {
       constexpr int N = decltype(count)::value;
 #pragma GCC unroll 2
       for (int j = 0; j < N; ++j) {

@@ -42,7 +42,7 @@ class MlpForwardTile {
    private:
     // One panel's, unless all panels take turns.
     static ptrdiff_t z_rows(ptrdiff_t width, ptrdiff_t rows) {
-      return round_up(chunk_rows(width) < width ? rows : kWidePanel * L, kWidePanel * L);
+      return round_up(converted_rows(width) < width ? rows : kWidePanel * L, kWidePanel * L);
     }
   };
   // Parameters on their way to where they are used, each thread's own.
@@ -51,7 +51,7 @@ class MlpForwardTile {
     C* vectors;
 
     Parameters(const MlpShape& s, Arena& arena)
-        : weights(arena.take<Unit>(chunk_rows(s.width) * ceil_div(s.width, M::pack))), vectors(arena.take<C>(3 * s.width)) {}
+        : weights(arena.take<Unit>(converted_rows(s.width) * ceil_div(s.width, M::pack))), vectors(arena.take<C>(3 * s.width)) {}
   };
 
   // Rows `rows` (a multiple of kStrip) of the group.
@@ -76,6 +76,7 @@ class MlpForwardTile {
   template <Activation A>
   void layer(int64_t l, MlpKept<T, C> kept, bool goes_on, const C* in = nullptr, C* out = nullptr) {
     const LayerVectors<C> vectors(a, group_, l, own_.vectors);
+    if constexpr (kAsks) ask_for_layer(l + 1);
     const bool in_turns = rows_at_once(at<const T>(a.weight, group_, l)) < width_;
     for_weights(l, 0, width_, [&](const Weights& weights) {
       for_panels<L>(rows_, [&](auto nv, ptrdiff_t first) {
@@ -108,6 +109,7 @@ class MlpForwardTile {
   template <Activation A>
   void finish(int64_t l, const C* sums, int64_t count, const C* in, C* out) {
     if constexpr (kPanelRows > 0) {
+      upcoming_.begin(1);
       constexpr int NV = kPanelRows / L;
       const LayerVectors<C> vectors(a, group_, l, own_.vectors);
       fill_zero(w.statistics, kPanelRows);
@@ -125,15 +127,9 @@ class MlpForwardTile {
     ptrdiff_t begin, end;
   };
 
-  // Rows that are converted at a time, where they are not read in place: as many as fit a core's own cache beside the
-  // rest, 16 at least.
-  static constexpr ptrdiff_t chunk_rows(ptrdiff_t width) {
-    const ptrdiff_t rows = (64 << 10) / width / 16 * 16;
-    return rows < 16 ? 16 : rows < width ? rows : width;
-  }
   ptrdiff_t rows_at_once(const T* weight) const {
     const bool pairs = M::pack == 2 && width_ % 2 == 0 && uintptr_t(weight) % 4 == 0;
-    return !M::kTiled && (std::is_same_v<T, C> || pairs) ? width_ : chunk_rows(width_);
+    return !M::kTiled && (std::is_same_v<T, C> || pairs) ? width_ : converted_rows(width_);
   }
 
   // Calls f(Weights) for the pieces that make up rows [begin, end) of layer l.
@@ -150,6 +146,16 @@ class MlpForwardTile {
         f(Weights{broadcast_rows<M>(weight + r * width_, width_, to - r, width_, own_.weights), r, to});
       }
     }
+  }
+
+  // The next layer's weights, while this one's results are normalised: a matrix unit outruns memory, and tiles that are
+  // loaded one after the other ask for too little at a time. (What is split is read in a sweep that asks for itself.)
+  static constexpr bool kAsks = M::kMatrix && !M::kTiled;
+  void ask_for_layer(int64_t l) {
+    ptrdiff_t panels = 0;
+    for_panels<L>(rows_, [&](auto, ptrdiff_t) { ++panels; });
+    upcoming_.begin(panels * ceil_div(width_, 2));
+    if (l < a.depth) upcoming_.add(at<const T>(a.weight, group_, l), 0, 1, width_ * width_ * sizeof(T));
   }
 
   // Their rows of z = W x + b; the sums of its columns are added to `sums`.
@@ -195,6 +201,7 @@ class MlpForwardTile {
     }
     store_panel<M, NV>(panel, width_, [&](ptrdiff_t f, auto count, auto& y) __attribute__((always_inline)) {
       constexpr int N = decltype(count)::value;
+      if constexpr (kAsks) upcoming_.ask();
 #pragma GCC unroll 2
       for (int j = 0; j < N; ++j)
 #pragma GCC unroll 4
@@ -222,6 +229,7 @@ class MlpForwardTile {
   const ptrdiff_t rows_, width_, units_;
   const Rows w;
   const Parameters own_;
+  Upcoming upcoming_;
 };
 
 }  // namespace nsk::NSK_ISA

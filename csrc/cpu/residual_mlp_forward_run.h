@@ -16,7 +16,7 @@ class MlpForwardRun {
     const MlpShape s(a);
     if (s.rows == 0 || s.groups == 0) return NSK_OK;
     if (Rollout::serves(a)) return Rollout::run(a);
-    const RowTiles tiles(s, a.threads, most_rows(s.width));
+    const RowTiles tiles(s, a.threads, most_rows<typename Tile::M>(s.width));
     Arena size;
     lay_out(s, tiles, size);
     return parallel_for(a.threads, s.groups * tiles.per_group, size.used(), [&](int64_t unit, char* memory) {

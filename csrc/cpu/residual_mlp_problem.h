@@ -74,9 +74,18 @@ struct RowTiles {
 };
 
 // Rows of a tile: 256 for widths up to 256, fewer for wider ones, whose activations would leave the core's own cache.
-inline int64_t most_rows(int64_t width) {
-  const int64_t rows = (64 << 10) / width / 64 * 64;
+// Weights that each tile splits want more of them.
+template <class M>
+int64_t most_rows(int64_t width) {
+  const int64_t rows = (M::kTiled ? 128 << 10 : 64 << 10) / width / 64 * 64;
   return rows < 64 ? 64 : rows > 256 ? 256 : rows;
+}
+
+// Rows of weights that are converted at a time, where they are not read in place: as many as fit a core's own cache beside
+// the rest, 16 at least.
+constexpr ptrdiff_t converted_rows(ptrdiff_t width) {
+  const ptrdiff_t rows = (64 << 10) / width / 16 * 16;
+  return rows < 16 ? 16 : rows < width ? rows : width;
 }
 
 // One layer's vectors in the compute type, converted where they are stored in another.

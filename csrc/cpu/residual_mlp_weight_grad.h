@@ -18,7 +18,7 @@ class MlpWeightGrad {
   static constexpr ptrdiff_t kOut = 64;          // rows of dW in one unit of work: small, so that threads end together
 
  public:
-  static size_t scratch_bytes() { return size_t(kOut) * kWidePanel * L * sizeof(C); }
+  static size_t scratch_bytes(const MlpShape&) { return size_t(kOut) * kWidePanel * L * sizeof(C); }
 
   // Panels of columns of one dW, times pieces of its rows.
   static int64_t units(const MlpShape& s) {
