@@ -133,8 +133,8 @@ def _short(error: Exception) -> str:
 
 def _row(case: Case, status: str, reasons: list[str]) -> dict:
     target = case.target
-    if case.dtype == "bfloat16" and case.bound == "compute" and not roofs.has_bf16_dot():
-        target = None  # set for a roof that this processor does not have
+    if not roofs.has_aim(case.bound, case.dtype):
+        target = None
     return {
         "name": case.name,
         "op": case.op,

@@ -14,6 +14,7 @@ CASES = [
     *map(random_case, range(1000, 1014)),
     # Enough work for a split over strips of rows, over groups and over the layers' gradients.
     Case(seed=1, rows=(300,), width=64, blocks=3, layers_per_block=4),
+    Case(seed=6, rows=(161,), width=96, groups=2, checkpoint="block"),
     Case(seed=2, rows=(129,), width=130, blocks=1, layers_per_block=2, dtype=torch.bfloat16),
     Case(seed=3, rows=(40,), width=33, groups=3, dtype=torch.bfloat16, x_dtype=torch.float32),
     Case(seed=4, rows=(1,), width=200, blocks=2, layers_per_block=2),
@@ -24,6 +25,7 @@ CASES_BY_TYPE = [
     for number, (dtype, width, activation) in enumerate(
         (
             (torch.float32, 37, "silu"),
+            (torch.float32, 64, "gelu_tanh"),
             (torch.bfloat16, 64, "silu"),
             (torch.bfloat16, 37, "gelu_tanh"),
             (torch.float16, 33, "relu"),
@@ -53,7 +55,7 @@ def test_both_checkpoints_give_the_same_bits(case: Case, kernels: Target):
 
 
 @pytest.mark.parametrize("others", ["of other values", "of NaN", "of inf", "enormous"])
-@pytest.mark.parametrize("rows", [8, 70])
+@pytest.mark.parametrize("rows", [8, 70, 100])
 @pytest.mark.parametrize("case", CASES_BY_TYPE, ids=str)
 def test_a_row_does_not_depend_on_its_neighbours(case: Case, rows: int, others: str, kernels: Target):
     """What the other rows hold changes no bit of its output or of its gradient, recorded or not."""

@@ -114,6 +114,18 @@ def test_rows(rows: int, kernels: Target):
         check(edge(30 + number, width=width, rows=(rows,), dtype=dtype), kernels)
 
 
+# A matrix unit takes whole tiles of features, and of float32 only many rows: they end inside of a tile of the batch, of
+# a panel and of a piece of the batch; the widest network's weights come in pieces.
+@pytest.mark.parametrize("width", [32, 96, 160, 288])
+@pytest.mark.parametrize("rows", [96, 97, 113, 257, 300])
+def test_whole_tiles(rows: int, width: int, kernels: Target):
+    for number, dtype in enumerate((torch.float32, torch.bfloat16)):
+        checkpoint = "none" if rows % 2 else "block"
+        case = edge(34 + number, width=width, rows=(rows,), blocks=1, dtype=dtype, checkpoint=checkpoint)
+        with threads(2):
+            check(case, kernels)
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 def test_float32_beside_half_types(dtype: torch.dtype, activation: str, kernels: Target):

@@ -105,7 +105,7 @@ struct ForwardBlock {
       const T* key = at<const T>(a.key, b, kv_head, block.seq.k_start + k0);
       const T* value = at<const T>(a.value, b, kv_head, block.seq.k_start + k0);
       const auto k = broadcast_rows<M>(key, a.key.stride[2], k1 - k0, a.head_dim, w.k);
-      const auto v = broadcast_columns<M>(value, a.value.stride[2], k1 - k0, a.head_dim_v, w.v);
+      const auto v = values(value, k1 - k0);
       int clean = -1;  // whether the values of this tile are all finite; -1: not yet looked at
       const int64_t next = k1 + kKeys < end ? kKeys : end - k1;
       for (int64_t p = 0; p < panels; ++p) {
@@ -119,6 +119,18 @@ struct ForwardBlock {
         panel_step(p, k0, k1, k, v, value, clean, key, next);
         if (k0 == begin && p + 1 < panels) pack_queries(p + 1);
       }
+    }
+  }
+
+  // The values of a tile of keys. A matrix unit takes rows that run along the keys, vectors take the keys' rows.
+  static constexpr Along kValuesAlong = M::kMatrix ? Along::K : Along::Rows;
+  Broadcast<M> values(const T* value, int64_t keys) const {
+    if constexpr (M::kMatrix) {
+      const ptrdiff_t units = ceil_div(keys, M::pack);
+      transpose_pairs<M>(w.v, units, value, a.value.stride[2], keys, a.head_dim_v);
+      return {w.v, units};
+    } else {
+      return broadcast_columns<M>(value, a.value.stride[2], keys, a.head_dim_v, w.v);
     }
   }
 
@@ -187,18 +199,18 @@ struct ForwardBlock {
       online_softmax<M, NV, masking.value, softcap.value>(w.s, w.p, keys, mask, scale, state,
                                                           find_top ? top : nullptr);
     });
-    const Unit* v_data = v.data + (b0 - k0) / M::pack * v.stride;
+    auto values_from = [&](int64_t key) { return v.data + (key - k0) / M::pack * (M::kMatrix ? 1 : v.stride); };
     if (kind != Masking::None) {
       // A probability of 0 must not meet an inf or NaN of a key that its row may not see.
       if (clean < 0) clean = !any_nonfinite<C>(value, a.value.stride[2], k1 - k0, a.head_dim_v);
       if (!clean) return select_values(p, keys, both, kind, mask, value + (b0 - k0) * a.value.stride[2]);
     }
-    product<M, NV, Along::Rows, Into::Rescale>(a.head_dim_v, v_data, v.stride, w.p, ceil_div(both, M::pack),
+    product<M, NV, kValuesAlong, Into::Rescale>(a.head_dim_v, values_from(b0), v.stride, w.p, ceil_div(both, M::pack),
                                                o_panel(p), NR, state.rescale,
                                                ahead(key + (k1 - k0) * a.key.stride[2], a.key, next, a.head_dim,
                                                      a.head_dim_v, ceil_div(keys, M::pack)));
     if (both < keys)
-      product<M, 1, Along::Rows, Into::Add>(a.head_dim_v, v_data + both / M::pack * v.stride, v.stride,
+      product<M, 1, kValuesAlong, Into::Add>(a.head_dim_v, values_from(b0 + both), v.stride,
                                             w.p + both / M::pack * NR + L, ceil_div(keys - both, M::pack),
                                             o_panel(p) + L, NR, nullptr, NothingAhead{}, NR);
   }

@@ -82,15 +82,19 @@ class MatrixUnit {
   }
   template <int C, int A, int B>
   static void multiply_add() {
-    for (int i = 0; i < kMatrixSide; ++i)
-      for (int k = 0; k < kMatrixSide; ++k)
-        for (int lane = 0; lane < kMatrixSide; ++lane) {
-          const uint32_t a = tile(A)[i][k], b = tile(B)[k][lane];
-          float c = bit_cast<float>(tile(C)[i][lane]);
-          c += bit_cast<float>(a << 16) * bit_cast<float>(b << 16);
-          c += bit_cast<float>(a & 0xffff0000u) * bit_cast<float>(b & 0xffff0000u);
-          tile(C)[i][lane] = bit_cast<uint32_t>(c);
-        }
+    using V = Vec<float, kMatrixSide>;
+    using U = Vec<uint32_t, kMatrixSide>;
+    const Tile &a = tile(A), &b = tile(B);
+    Tile& c = tile(C);
+    for (int i = 0; i < kMatrixSide; ++i) {
+      V sum = nsk::NSK_ISA::load<V>(c[i]);
+      for (int k = 0; k < kMatrixSide; ++k) {
+        const U pairs = nsk::NSK_ISA::load<U>(b[k]);
+        sum += bit_cast<float>(a[i][k] << 16) * (V)(pairs << 16);
+        sum += bit_cast<float>(a[i][k] & 0xffff0000u) * (V)(pairs & 0xffff0000u);
+      }
+      nsk::NSK_ISA::store(c[i], sum);
+    }
   }
 
  private:

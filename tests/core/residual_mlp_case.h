@@ -42,9 +42,14 @@ inline Case random_case() {
   c.dtypes[Weight] = pick({NSK_F32, NSK_F64, NSK_BF16, NSK_F16});
   if (chance(0.05)) c.rows = between(500, 600), c.width = between(1, 24);  // sums over rows come in pieces
   if (chance(0.1)) {  // so do weights that are not read in place
-    c.rows = between(1, 20), c.width = chance(0.3) ? between(180, 300) : 2 * between(90, 150);
+    c.rows = between(1, 20), c.width = chance(0.3) ? between(257, 320) : 2 * between(129, 160);
     c.depth = c.per_block = 2;
     if (chance(0.5)) c.dtypes[Weight] = NSK_BF16;
+  }
+  if (chance(0.1)) {  // many rows and whole tiles, of a matrix unit too
+    c.rows = between(96, 320), c.width = 32 * between(1, 5);
+    c.dtypes[Weight] = chance(0.7) ? NSK_F32 : NSK_BF16;
+    if (chance(0.1)) c.rows = between(96, 130), c.width = 288, c.groups = 1, c.depth = c.per_block = 2;
   }
   for (int which : {X, Bias, Gamma, Beta}) c.dtypes[which] = chance(0.6) ? c.dtype() : int(NSK_F32);
   c.activation = pick({NSK_SILU, NSK_RELU, NSK_GELU_TANH}), c.threads = int(between(1, 4));
