@@ -60,7 +60,8 @@ class MlpBackwardRun {
   int64_t weight_units() const { return round_up(ceil_div(s.width, M::pack) * s.width, 16); }
 
   int64_t layers_at_once() const {
-    const int64_t bytes = s.groups * (operand_units() * int64_t(sizeof(typename Operands::Unit)) + weight_units() * int64_t(sizeof(Unit)));
+    const int64_t of_operands = operand_units() * int64_t(sizeof(typename Operands::Unit));
+    const int64_t bytes = s.groups * (of_operands + weight_units() * int64_t(sizeof(Unit)));
     int64_t layers = kMostBytes / bytes < kMostLayers ? kMostBytes / bytes : kMostLayers;
     if (layers < 1) layers = 1;
     return layers < s.per_block ? layers : s.per_block;

@@ -51,7 +51,8 @@ class MlpForwardTile {
     C* vectors;
 
     Parameters(const MlpShape& s, Arena& arena)
-        : weights(arena.take<Unit>(converted_rows(s.width) * ceil_div(s.width, M::pack))), vectors(arena.take<C>(3 * s.width)) {}
+        : weights(arena.take<Unit>(converted_rows(s.width) * ceil_div(s.width, M::pack))),
+          vectors(arena.take<C>(3 * s.width)) {}
   };
 
   // Rows `rows` (a multiple of kStrip) of the group.

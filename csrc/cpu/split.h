@@ -1,7 +1,7 @@
 // Products of floats on a matrix unit that multiplies bf16.
 //
-// A float is the sum of three bf16, exactly: x = high + middle + low, where high is x rounded. Of the
-// nine products of two such sums six are computed,
+// A float is the sum of three bf16, exactly: x = high + middle + low, where high is x rounded. Of the nine products of
+// two such sums six are computed,
 //
 //   xy = high high' + (high middle' + middle high') + (middle middle' + high low' + low high')
 //
@@ -35,9 +35,9 @@ struct Math<float, bf16x3, L_> {
   using V = Vec<C, L>;
 };
 
-inline constexpr ptrdiff_t kSplitTerms = 2 * kMatrixSide;               // of k, in a tile
-inline constexpr ptrdiff_t kTileUnits = kMatrixSide * kMatrixSide;      // in a tile of three parts
-inline constexpr ptrdiff_t kPartWords = kTileUnits;                     // 32-bit words from part to part
+inline constexpr ptrdiff_t kSplitTerms = 2 * kMatrixSide;           // of k, in a tile
+inline constexpr ptrdiff_t kTileUnits = kMatrixSide * kMatrixSide;  // in a tile of three parts
+inline constexpr ptrdiff_t kPartWords = kTileUnits;                 // 32-bit words from part to part
 
 // Where row `row` (or step `row` of k) of tile (tile, chunk) begins, with `units` of k in all.
 template <class Unit>
