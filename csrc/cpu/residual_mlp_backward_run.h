@@ -80,7 +80,7 @@ class MlpBackwardRun {
   C* shares(int64_t group, int64_t l) const {
     return shares_.data() + (l % layers_ * s.groups + group) * tiles.per_group * 3 * s.width;
   }
-  // The weights as the chain reads them (MlpChainTile::kWeightsAlong). Converted ones of twice as many layers as are at work are
+  // The weights as the chain reads them (kWeightsAlong there). Converted ones of twice as many layers as are at work are
   // there: the next are converted while the parameters' gradients are computed.
   Unit* converted(int64_t group, int64_t l) const {
     return weights_.data() + (l % (2 * layers_) * s.groups + group) * weight_units();
@@ -222,10 +222,10 @@ class MlpBackwardRun {
     if constexpr (!kInPlace) {
       const T* from = at<const T>(a.weight, group, l, out);
       const ptrdiff_t rows = s.width - out < kRowsConverted ? s.width - out : kRowsConverted;
-      if constexpr (M::pack == 2)
+      if constexpr (M::kMatrix)
         transpose_pairs<M>(converted(group, l) + out / 2, ceil_div(s.width, 2), from, s.width, rows, s.width);
       else
-        broadcast_columns<M>(from, s.width, rows, s.width, converted(group, l) + out * s.width);
+        broadcast_columns<M>(from, s.width, rows, s.width, converted(group, l) + out / M::pack * s.width);
     }
   }
 

@@ -44,9 +44,8 @@ class MlpChainTile {
   using Operands = MlpWeightOperands<typename M::Stored>;
   using Element = std::conditional_t<M::Stored::pack == 2, bf16, C>;
 
-  // dx = W^T dz reads the weights as they lie, [out][in]; or, where units are pairs and they are converted anyway, rows
-  // of W^T, [in][out units].
-  static constexpr Along kWeightsAlong = M::pack == 2 ? Along::K : Along::Rows;
+  // dx = W^T dz reads the weights' rows, [out units][in]; a matrix unit those of W^T, [in][out units].
+  static constexpr Along kWeightsAlong = M::kMatrix ? Along::K : Along::Rows;
 
   struct Workspace {
     C *u, *sums, *vectors;
@@ -75,7 +74,7 @@ class MlpChainTile {
     const C* da;         // panels
     C* dx;               // panels; null: nobody asks
     bool add;            // dx is added to what is there
-    const Unit* weights; // as kWeightsAlong says; null: they are split here
+    const Unit* weights;  // as kWeightsAlong says; null: they are split here
     Operands own, above;  // dz of this layer and x of the one above; null: nobody asks
     C* partial;          // [3][width]: this tile's share of db, dgamma, dbeta; null: nobody asks
   };
