@@ -77,8 +77,8 @@ NSK_INLINE void sum_tiles(const typename M::Unit* a, ptrdiff_t stride, const typ
 // What `tile` does, for T x 16 rows. Sums leave by way of a block of memory, since tiles add and multiply only; it stays
 // in cache, and the next tiles do not wait for what is done with it.
 template <class M, int T, int NV, Into I>
-[[gnu::noinline]] void matrix_tile(const typename M::Unit* a, ptrdiff_t stride, const typename M::Unit* b,
-                                   ptrdiff_t ldb, ptrdiff_t step, ptrdiff_t k, typename M::C* c, ptrdiff_t ldc, typename M::C* lanes,
+[[gnu::noinline]] void matrix_tile(const typename M::Unit* a, ptrdiff_t stride, const typename M::Unit* b, ptrdiff_t ldb,
+                                   ptrdiff_t step, ptrdiff_t k, typename M::C* c, ptrdiff_t ldc, typename M::C* lanes,
                                    const typename M::C* bias, Portion portion) {
   using C = typename M::C;
   using V = typename M::V;

@@ -63,6 +63,12 @@ NSK_INLINE Vec<uint32_t, 16> upper_halves(Vec<uint32_t, 16> a, Vec<uint32_t, 16>
   return (Vec<uint32_t, 16>)__builtin_shufflevector((H)a, (H)b, (2 * I + 1)...);
 }
 
+// A row of a tile, its three parts.
+NSK_INLINE void store_parts(uint32_t* row, const Vec<uint32_t, 16> (&pairs)[3]) {
+#pragma GCC unroll 3
+  for (int p = 0; p < 3; ++p) store(row + p * kPartWords, pairs[p]);
+}
+
 // The pairs of neighbours among 32 numbers.
 NSK_INLINE void split_neighbours(Vec<float, 16> first, Vec<float, 16> second, Vec<uint32_t, 16> (&pairs)[3]) {
   Vec<uint32_t, 16> a[3], b[3];
@@ -71,12 +77,10 @@ NSK_INLINE void split_neighbours(Vec<float, 16> first, Vec<float, 16> second, Ve
 #pragma GCC unroll 3
   for (int p = 0; p < 3; ++p) pairs[p] = upper_halves(a[p], b[p], std::make_index_sequence<32>{});
 }
-// A row of a tile from them.
 NSK_INLINE void store_split(uint32_t* row, Vec<float, 16> first, Vec<float, 16> second) {
   Vec<uint32_t, 16> pairs[3];
   split_neighbours(first, second, pairs);
-#pragma GCC unroll 3
-  for (int p = 0; p < 3; ++p) store(row + p * kPartWords, pairs[p]);
+  store_parts(row, pairs);
 }
 
 // The pairs (low[i], high[i]).
@@ -90,8 +94,7 @@ NSK_INLINE void split_pairs(Vec<float, 16> low, Vec<float, 16> high, Vec<uint32_
 NSK_INLINE void store_split_pairs(uint32_t* row, Vec<float, 16> low, Vec<float, 16> high) {
   Vec<uint32_t, 16> pairs[3];
   split_pairs(low, high, pairs);
-#pragma GCC unroll 3
-  for (int p = 0; p < 3; ++p) store(row + p * kPartWords, pairs[p]);
+  store_parts(row, pairs);
 }
 
 // Rows that run along k, as they are multiplied; k is filled up with 0 to `units` pairs.
@@ -109,8 +112,7 @@ void split_rows(Unit* to, ptrdiff_t units, const float* from, ptrdiff_t stride, 
     }
 }
 
-// A tile of 16 rows or lanes whose terms are read a step of k at a time: pair(i, pairs) gives what all rows have at
-// pair i. Or the other way about.
+// A tile of 16 rows whose terms are read a step of k at a time: pair(i, pairs) gives what all rows have at pair i.
 template <class F>
 NSK_INLINE void store_split_transposed(uint32_t* tile, F&& pair) {
   using U = Vec<uint32_t, 16>;
