@@ -63,6 +63,11 @@ PYBIND11_MODULE(_native, m) {
   m.def("residual_mlp_forward", &mlp_forward);
   m.def("residual_mlp_backward", &mlp_backward);
 
+  m.def("use_large_pages", [](uintptr_t data, int64_t bytes) {
+    nsk_use_large_pages(reinterpret_cast<void*>(data), bytes);
+  }, "For memory that was just allocated: large pages where they fit.");
+  m.attr("LEAST_FOR_LARGE_PAGES") = int64_t(NSK_LEAST_FOR_LARGE_PAGES);
+
   m.def("isas", [] {
     std::vector<std::string> names;
     for (int i = 0; const char* name = nsk_cpu_isa_name(i); ++i) names.push_back(name);

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <cstdlib>
 
+#include "large_pages.h"
+
 namespace nsk::NSK_ISA {
 
 // With a null base it hands out nothing usable and only adds up: the same code that lays out a workspace measures it.
@@ -36,7 +38,9 @@ class Buffer {
  public:
   explicit Buffer(int64_t count)
       : data_(count > 0 ? static_cast<T*>(aligned_alloc(64, (size_t(count) * sizeof(T) + 63) / 64 * 64)) : nullptr),
-        failed_(count > 0 && !data_) {}
+        failed_(count > 0 && !data_) {
+    if (data_) use_large_pages(data_, size_t(count) * sizeof(T));
+  }
   ~Buffer() { free(data_); }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;

@@ -155,6 +155,12 @@ int64_t nsk_cuda_residual_mlp_backward_scratch(const nsk_residual_mlp_backward* 
 nsk_status nsk_cuda_residual_mlp_backward(const nsk_residual_mlp_backward* args, const nsk_cuda_device* device,
                                           void* scratch);
 
+/* For memory that was just allocated and is about to be written: large pages where they fit, which the system hands out in
+ * less time. A hint; contents stay. Nothing happens below a least size: there may be no aligned large page in it, and it
+ * is likely to come from the heap, where it was touched before. */
+enum { NSK_LEAST_FOR_LARGE_PAGES = 4 << 20 };
+void nsk_use_large_pages(void* data, int64_t bytes);
+
 /* Instruction sets built into this binary and usable on this processor, best first; NULL past the end. */
 const char* nsk_cpu_isa_name(int index);
 /* The one in use: the best, or what the environment variable NSK_CPU_ISA named when the first kernel ran. */

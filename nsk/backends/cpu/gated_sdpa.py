@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from nsk import _native, abi
-from nsk.backends.cpu.launch import raise_on
+from nsk.backends.cpu.launch import fresh, raise_on
 from nsk.errors import UnsupportedInput
 
 
@@ -33,6 +33,7 @@ def forward(call, out, lse) -> None:
     if out.numel() == 0 and not call.varlen:
         return
     cu = _offsets(call)
+    fresh(out)
     status = _native.gated_sdpa_forward(*abi.attention(call, out, lse, cu, torch.get_num_threads()))
     _raise_on(status, call)
 
@@ -40,5 +41,6 @@ def forward(call, out, lse) -> None:
 def backward(call, out, lse, grad_out, grad_lse, grads) -> None:
     cu = _offsets(call)
     problem = abi.attention(call, out, lse, cu, torch.get_num_threads())
+    fresh(*grads.wanted())
     gradients = abi.attention_gradients(call.varlen, grad_out, grad_lse, grads)
     _raise_on(_native.gated_sdpa_backward(*problem, *gradients), call)

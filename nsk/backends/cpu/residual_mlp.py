@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from nsk import _native, abi
-from nsk.backends.cpu.launch import raise_on
+from nsk.backends.cpu.launch import fresh, raise_on
 
 
 def _problem(call, y, kept) -> abi.Mlp:
@@ -16,6 +16,7 @@ def _problem(call, y, kept) -> abi.Mlp:
 
 def forward(call, y, kept) -> None:
     if y.numel():
+        fresh(y, *kept.tensors())
         raise_on(_native.residual_mlp_forward(*_problem(call, y, kept)), "residual_mlp")
 
 
@@ -24,5 +25,6 @@ def backward(call, kept, grad_y, grads) -> None:
         for grad in grads.wanted():
             grad.zero_()
         return
+    fresh(*grads.wanted())
     gradients = abi.mlp_gradients(grad_y, grads)
     raise_on(_native.residual_mlp_backward(*_problem(call, None, kept), gradients), "residual_mlp")
