@@ -24,7 +24,8 @@ class MlpBackwardRun {
   using Chain = MlpChainTile<T, C, E>;
   using WeightGrad = std::conditional_t<M::kTiled, MlpSplitWeightGrad<C, E>, MlpWeightGrad<T, C, E>>;
   static constexpr bool kInPlace = std::is_same_v<T, C>;  // the chain takes the weights as they are
-  static constexpr int64_t kMostLayers = 4, kMostBytes = 8 << 20;  // between the two steps
+  // Between the two steps. A matrix unit gains from longer steps even where their operands leave all but the last cache.
+  static constexpr int64_t kMostLayers = 4, kMostBytes = M::kMatrix ? 32 << 20 : 8 << 20;
 
  public:
   static nsk_status run(const nsk_residual_mlp_backward& b) {
@@ -48,6 +49,7 @@ class MlpBackwardRun {
       : b(args), a(args.forward), s(args.forward), tiles(s, args.forward.threads, most_rows<M>(args.forward.width)),
         recompute_(!a.normalised.data), wants_weight_(b.grad_weight.data),
         wants_vectors_(b.grad_bias.data || b.grad_ln_weight.data || b.grad_ln_bias.data), layers_(layers_at_once()),
+        weight_grad_(s, layers_, a.threads),
         gradients_(2 * s.groups * s.matrix()), operands_(wants_weight_ ? layers_ * s.groups * operand_units() : 0),
         shares_(wants_vectors_ ? layers_ * s.groups * tiles.per_group * 3 * s.width : 0),
         weights_(kInPlace ? 0 : 2 * layers_ * s.groups * weight_units()),
@@ -197,11 +199,11 @@ class MlpBackwardRun {
 
   nsk_status between(int64_t lo, int64_t hi) {
     const int64_t layers = hi - lo, next = lo > 0 ? below(lo) : 0;
-    const int64_t dw = wants_weight_ ? WeightGrad::units(s) : 0, vectors = wants_vectors_ ? 1 : 0;
+    const int64_t dw = wants_weight_ ? weight_grad_.units() : 0, vectors = wants_vectors_ ? 1 : 0;
     const int64_t grads = layers * s.groups * (dw + vectors);
     const int64_t pieces = ceil_div(s.width, kRowsConverted), conversions = kInPlace ? 0 : (lo - next) * s.groups * pieces;
     if (grads + conversions == 0) return NSK_OK;
-    return parallel_for(a.threads, grads + conversions, WeightGrad::scratch_bytes(s), [&](int64_t unit, char* memory) {
+    return parallel_for(a.threads, grads + conversions, weight_grad_.scratch_bytes(), [&](int64_t unit, char* memory) {
       [[maybe_unused]] const Multiplier<M> multiplier;
       if (unit >= grads) {
         const int64_t i = unit - grads, l = next + i / pieces / s.groups, group = i / pieces % s.groups;
@@ -210,7 +212,7 @@ class MlpBackwardRun {
       const int64_t l = lo + unit / (dw + vectors) / s.groups, group = unit / (dw + vectors) % s.groups;
       const int64_t part = unit % (dw + vectors);
       if (part < dw)
-        WeightGrad::run(s, operands(group, l), at<T>(b.grad_weight, group, l), part, reinterpret_cast<C*>(memory));
+        weight_grad_.run(operands(group, l), at<T>(b.grad_weight, group, l), part, reinterpret_cast<C*>(memory));
       else
         add_vector_grads<T, C>(b, group, l, shares(group, l), tiles.per_group);
     });
@@ -235,6 +237,7 @@ class MlpBackwardRun {
   const RowTiles tiles;
   const bool recompute_, wants_weight_, wants_vectors_;
   const int64_t layers_;
+  const WeightGrad weight_grad_;
   const Buffer<C> gradients_;      // [stream, inner][group] matrices in panels of tiles
   const Buffer<typename Operands::Unit> operands_;    // [layer][group] dz and x
   const Buffer<C> shares_;         // [layer][group][tile][3][width]

@@ -18,28 +18,29 @@ class MlpWeightGrad {
   static constexpr ptrdiff_t kOut = 64;          // rows of dW in one unit of work: small, so that threads end together
 
  public:
-  static size_t scratch_bytes(const MlpShape&) { return size_t(kOut) * kWidePanel * L * sizeof(C); }
+  MlpWeightGrad(const MlpShape& shape, int64_t, int) : s(shape) {}
+
+  size_t scratch_bytes() const { return size_t(kOut) * kWidePanel * L * sizeof(C); }
 
   // Panels of columns of one dW, times pieces of its rows.
-  static int64_t units(const MlpShape& s) {
+  int64_t units() const {
     int64_t panels = 0;
     for_panels<L>(round_up(s.width, L), [&](auto, ptrdiff_t) { ++panels; });
     return panels * ceil_div(s.width, kOut);
   }
 
-  static void run(const MlpShape& s, MlpWeightOperands<M> from, T* grad, int64_t unit, C* scratch) {
+  void run(MlpWeightOperands<M> from, T* grad, int64_t unit, C* scratch) const {
     const int64_t pieces = ceil_div(s.width, kOut);
     const ptrdiff_t out = unit % pieces * kOut, outs = s.width - out < kOut ? s.width - out : kOut;
     int64_t panel = unit / pieces;
     for_panels<L>(round_up(s.width, L), [&](auto columns, ptrdiff_t first) {
-      if (panel-- == 0) one<columns.value>(s, from, grad + out * s.width, out, outs, first, scratch);
+      if (panel-- == 0) one<columns.value>(from, grad + out * s.width, out, outs, first, scratch);
     });
   }
 
  private:
   template <int NV>
-  static void one(const MlpShape& s, MlpWeightOperands<M> from, T* grad, ptrdiff_t out, ptrdiff_t outs, ptrdiff_t first,
-                  C* scratch) {
+  void one(MlpWeightOperands<M> from, T* grad, ptrdiff_t out, ptrdiff_t outs, ptrdiff_t first, C* scratch) const {
     constexpr int NR = NV * L;
     constexpr bool kSame = std::is_same_v<T, C>;
     const bool in_place = kSame && first + NR <= s.width;
@@ -59,6 +60,8 @@ class MlpWeightGrad {
     const ptrdiff_t columns = s.width - first < NR ? s.width - first : NR;
     for (ptrdiff_t r = 0; r < outs; ++r) scale_row<C>(grad + r * s.width + first, scratch + r * NR, C(1), columns);
   }
+
+  const MlpShape& s;
 };
 
 // Adds up the tiles' shares of one layer's vectors, [tile][3][width], into the gradients that are asked for.
