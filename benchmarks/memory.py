@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nsk.ops import kept_memory
+
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
@@ -29,11 +31,12 @@ def keep_freed() -> bool:
 def peak_added(call: Callable[[], Any]) -> int | None:
     """Bytes between what is resident before ``call`` and the most that is resident during it, its result included.
 
-    Freed memory that the allocator still holds is handed back first, so that it is counted when it is used again.
+    Freed memory that the allocator or nsk still holds is handed back first, so that it is counted when it is used again.
     What earlier calls keep for good is not. ``None`` where Linux's ``/proc`` does not say.
     """
     gc.collect()
     try:
+        kept_memory.release()
         ctypes.CDLL(None).malloc_trim(0)
         _CLEAR_REFS.write_text("5")  # sets the peak (VmHWM) to what is resident now
         before = _kib("VmRSS")

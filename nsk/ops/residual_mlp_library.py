@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from nsk import dispatch
+from nsk.ops import kept_memory
 from nsk.ops.library import LIBRARY
 from nsk.spec import residual_mlp as spec
 from nsk.spec.residual_mlp import ResidualMlpCall, ResidualMlpKept
@@ -56,7 +57,7 @@ def _forward(*args) -> tuple[Tensor, ...]:
     *arguments, keep_stream, keep_normalised = args
     call = normalised(*arguments)
     chosen = dispatch.select("residual_mlp", call, dispatch.requested())
-    y, kept = spec.allocate_forward(call, keep_stream, keep_normalised)
+    y, kept = spec.allocate_forward(call, keep_stream, keep_normalised, kept_memory.empty)
     chosen.residual_mlp_forward(call, y, kept)
     return y, *kept.tensors(), torch.full((), dispatch.number(chosen.NAME), dtype=torch.int8)
 

@@ -118,13 +118,13 @@ def kept_dtypes(call: ResidualMlpCall) -> dict[str, torch.dtype]:
 
 
 def allocate_forward(
-    call: ResidualMlpCall, keep_stream: bool = False, keep_normalised: bool = False
+    call: ResidualMlpCall, keep_stream: bool = False, keep_normalised: bool = False, empty=torch.empty
 ) -> tuple[Tensor, ResidualMlpKept]:
-    """A dense ``y`` of x's shape and type, and room for what is to be kept."""
+    """A dense ``y`` of x's shape and type, and room for what is to be kept, which ``empty`` allocates."""
     y = torch.empty(call.x.shape, dtype=call.x.dtype, device=call.device)
     dtypes = kept_dtypes(call)
     kept = {
-        name: torch.empty(shape, dtype=dtypes[name], device=call.device)
+        name: empty(shape, dtype=dtypes[name], device=call.device)
         for name, shape in kept_shapes(call, keep_stream, keep_normalised).items()
     }
     return y, ResidualMlpKept(**kept)

@@ -16,7 +16,7 @@ def _problem(call, y, kept) -> abi.Mlp:
 
 def forward(call, y, kept) -> None:
     if y.numel():
-        fresh(y, *kept.tensors())
+        fresh(y)
         raise_on(_native.residual_mlp_forward(*_problem(call, y, kept)), "residual_mlp")
 
 
