@@ -31,8 +31,8 @@ def keep_freed() -> bool:
 def peak_added(call: Callable[[], Any]) -> int | None:
     """Bytes between what is resident before ``call`` and the most that is resident during it, its result included.
 
-    Freed memory that the allocator or nsk still holds is handed back first, so that it is counted when it is used again.
-    What earlier calls keep for good is not. ``None`` where Linux's ``/proc`` does not say.
+    Freed memory that the allocator or nsk still holds is handed back first, so that it is counted when it is used
+    again. What earlier calls keep for good is not. ``None`` where Linux's ``/proc`` does not say.
     """
     gc.collect()
     try:

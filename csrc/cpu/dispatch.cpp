@@ -22,6 +22,8 @@ NSK_DECLARE(portable)
 NSK_DECLARE(avx2)
 NSK_DECLARE(avx512)
 NSK_DECLARE(avx512_bf16)
+#endif
+#if defined(NSK_AMX)
 NSK_DECLARE(avx512_amx)
 #endif
 #undef NSK_DECLARE
@@ -33,7 +35,9 @@ bool has_avx512_bf16() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bf16");
 }
+#endif
 
+#if defined(NSK_AMX)
 // Whether the processor has AMX with bf16 and Linux lets this process use its tiles, for which it wants to be asked.
 bool has_amx() {
   static const bool granted = [] {
@@ -54,8 +58,10 @@ struct Choice {
 
 // Best first.
 const Choice choices[] = {
-#if defined(NSK_X86)
+#if defined(NSK_AMX)
     {&avx512_amx::kernels, has_amx},
+#endif
+#if defined(NSK_X86)
     {&avx512_bf16::kernels, has_avx512_bf16},
     {&avx512::kernels,
      [] {

@@ -46,7 +46,7 @@ inline Case random_case() {
     c.depth = c.per_block = 2;
     if (chance(0.5)) c.dtypes[Weight] = NSK_BF16;
   }
-  if (chance(0.1)) {  // many rows and whole tiles, of a matrix unit too
+  if (chance(0.07)) {  // many rows and whole tiles, of a matrix unit too
     c.rows = between(96, 320), c.width = 32 * between(1, 5);
     c.dtypes[Weight] = chance(0.7) ? NSK_F32 : NSK_BF16;
     if (chance(0.1)) c.rows = between(96, 130), c.width = 288, c.groups = 1, c.depth = c.per_block = 2;

@@ -10,7 +10,7 @@ from nsk import _native
 def fresh(*tensors: Tensor) -> None:
     """Says of dense tensors that they were just allocated and will be written whole.
 
-    The system clears new memory page by page; in large pages that takes a fraction of the time (csrc/cpu/large_pages.h).
+    The system clears new memory page by page; large pages take a fraction of the time (csrc/cpu/large_pages.h).
     """
     for t in tensors:
         if t.nbytes >= _native.LEAST_FOR_LARGE_PAGES:
