@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from nsk.spec.checks import refuse
 
 _MANY = 2**62  # more than any dimension has
+_PLAIN = (Tensor, torch.nn.Parameter)
 _NARROW = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -23,8 +25,10 @@ def autocast(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
 
 
 def asks_for_gradient(*tensors: Tensor | None) -> bool:
-    """Whether autograd is to record. What :func:`torch.func.vmap` hands out does not say so itself, but what it wraps
-    does."""
+    """Whether autograd is to record, or to say that there is no forward mode. What :func:`torch.func.vmap` hands out
+    does not say so itself, but what it wraps does."""
+    if not torch.compiler.is_compiling() and forward_ad._current_level >= 0 and any(map(_has_tangent, tensors)):
+        return True
     if not torch.is_grad_enabled():
         return False
     tensors = [t for t in tensors if isinstance(t, Tensor)]
@@ -41,12 +45,30 @@ def may_ask_unseen() -> bool:
     return torch.is_grad_enabled() and _compiles_a_transform()
 
 
+def nobody_listens(*tensors: Tensor) -> bool:
+    """Whether calling an op would differ from calling its kernel in nothing but time: the tensors are plain, and
+    neither a mode, a transform, a tracer nor a profiler wants to hear of it."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._get_tracing_state()
+        or torch._C._autograd._profiler_enabled()
+        or any(type(t) not in _PLAIN or t.is_neg() for t in tensors)
+    )
+
+
 def with_true_flags(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """The same tensors. torch.compile remembers an input's ``requires_grad`` from before :func:`torch.func.grad` raised
     it, and would leave its gradient out; of a view it knows better."""
     if not _compiles_a_transform():
         return tensors
     return tuple(t if t is None else t.view_as(t) for t in tensors)
+
+
+def _has_tangent(t: Tensor | None) -> bool:
+    return t is not None and forward_ad.unpack_dual(t).tangent is not None
 
 
 def _compiles_a_transform() -> bool:

@@ -5,9 +5,17 @@ from __future__ import annotations
 from torch import Tensor
 
 import nsk.ops.residual_mlp_vmap  # noqa: F401  registers the rules of torch.func.vmap
-from nsk.ops.arguments import asks_for_gradient, autocast, integer, may_ask_unseen, number, with_true_flags
+from nsk.ops.arguments import (
+    asks_for_gradient,
+    autocast,
+    integer,
+    may_ask_unseen,
+    nobody_listens,
+    number,
+    with_true_flags,
+)
 from nsk.ops.residual_mlp_autograd import ResidualMlpFunction
-from nsk.ops.residual_mlp_library import forward_op, normalised
+from nsk.ops.residual_mlp_library import forward_alone, forward_op, normalised
 from nsk.spec.checks import refuse, shape_of
 from nsk.spec.residual_mlp import ACTIVATIONS, INPUTS, ResidualMlpCall
 
@@ -79,6 +87,8 @@ def residual_mlp(
     if asks_for_gradient(*tensors):
         keep_stream = checkpoint == "block" or asks_for_gradient(*tensors[1:])
         y = ResidualMlpFunction.apply(*tensors, *options, keep_stream, checkpoint == "none")[0]
+    elif nobody_listens(*tensors):
+        y = forward_alone(*tensors, *options)
     else:
         keep = may_ask_unseen()
         y = forward_op(*tensors, *options, keep, keep and checkpoint == "none")[0]

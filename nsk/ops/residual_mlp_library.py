@@ -62,6 +62,15 @@ def _forward(*args) -> tuple[Tensor, ...]:
     return y, *kept.tensors(), torch.full((), dispatch.number(chosen.NAME), dtype=torch.int8)
 
 
+def forward_alone(*arguments) -> Tensor:
+    """``y`` of the op that is to keep nothing, without torch's dispatcher, which takes as long as many layers of a
+    rollout: for calls that :func:`nsk.ops.arguments.nobody_listens` to."""
+    call = normalised(*arguments)
+    y, kept = spec.allocate_forward(call)
+    dispatch.select("residual_mlp", call, dispatch.requested()).residual_mlp_forward(call, y, kept)
+    return y
+
+
 def _forward_fake(*args) -> tuple[Tensor, ...]:
     *arguments, keep_stream, keep_normalised = args
     y, kept = spec.allocate_forward(normalised(*arguments), keep_stream, keep_normalised)
