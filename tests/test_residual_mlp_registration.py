@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from typing import ClassVar
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from harness import Target
 from residual_mlp_cases import DIFFERENTIABLE
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -366,79 +364,6 @@ def test_lazily_negated_tensors(target: Target):
 
     expected = backpropagate(lambda x, *rest: -stack(-x, *rest), network())
     assert same(expected, backpropagate(function, network()))
-
-
-class Listener(TorchDispatchMode):
-    """Which ops it heard of."""
-
-    def __init__(self):
-        super().__init__()
-        self.heard = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.heard.append(func)
-        return func(*args, **(kwargs or {}))
-
-
-class FunctionListener(TorchFunctionMode):
-    def __init__(self):
-        super().__init__()
-        self.heard = []
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        self.heard.append(func)
-        return func(*args, **(kwargs or {}))
-
-
-class Subclass(Tensor):
-    heard: ClassVar[list] = []
-
-    @classmethod
-    def __torch_function__(cls, func, types, args=(), kwargs=None):
-        cls.heard.append(func)
-        return super().__torch_function__(func, types, args, kwargs)
-
-
-def test_a_call_that_nobody_listens_to_gives_what_the_op_gives(target: Target):
-    tensors = network()
-    assert torch.equal(nsk.residual_mlp(*tensors), OPS.residual_mlp(*tensors, 1e-6, 4, 0, False, False)[0])
-
-
-@pytest.mark.parametrize("listener", [Listener, FunctionListener])
-def test_modes_hear_of_a_call_without_gradients(listener: type, target: Target):
-    tensors = network()
-    expected = nsk.residual_mlp(*tensors)
-    with listener() as mode:
-        assert torch.equal(nsk.residual_mlp(*tensors), expected)
-    assert OPS.residual_mlp.default in mode.heard
-
-
-def test_a_subclass_hears_of_a_call_without_gradients(target: Target):
-    x, *parameters = network()
-    Subclass.heard.clear()
-    y = nsk.residual_mlp(x.as_subclass(Subclass), *parameters)
-    assert OPS.residual_mlp.default in Subclass.heard
-    assert torch.equal(y.as_subclass(Tensor), nsk.residual_mlp(x, *parameters))
-
-
-def test_a_profiler_hears_of_a_call_without_gradients(target: Target):
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        nsk.residual_mlp(*network())
-    assert "nsk::residual_mlp" in [event.key for event in profile.key_averages()]
-
-
-def test_a_trace_holds_a_call_without_gradients(target: Target):
-    x, *parameters = network()
-    traced = torch.jit.trace(lambda x: nsk.residual_mlp(x, *parameters), x, check_trace=False)
-    assert torch.equal(traced(2 * x), nsk.residual_mlp(2 * x, *parameters))
-
-
-def test_forward_mode_raises_without_gradients_too():
-    tensors = network()
-    with torch.no_grad(), torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(tensors[0], torch.ones_like(tensors[0]))
-        with pytest.raises((RuntimeError, NotImplementedError)):
-            nsk.residual_mlp(dual, *tensors[1:])
 
 
 def test_inference_mode(target: Target):

@@ -45,7 +45,7 @@ def may_ask_unseen() -> bool:
     return torch.is_grad_enabled() and _compiles_a_transform()
 
 
-def nobody_listens(*tensors: Tensor) -> bool:
+def nobody_listens(*tensors: Tensor | None) -> bool:
     """Whether calling an op would differ from calling its kernel in nothing but time: the tensors are plain, and
     neither a mode, a transform, a tracer nor a profiler wants to hear of it."""
     return not (
@@ -55,7 +55,7 @@ def nobody_listens(*tensors: Tensor) -> bool:
         or torch._C._are_functorch_transforms_active()
         or torch._C._get_tracing_state()
         or torch._C._autograd._profiler_enabled()
-        or any(type(t) not in _PLAIN or t.is_neg() for t in tensors)
+        or any(t is not None and (type(t) not in _PLAIN or t.is_neg()) for t in tensors)
     )
 
 

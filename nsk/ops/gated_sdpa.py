@@ -6,9 +6,9 @@ from torch import Tensor
 
 import nsk.ops.gated_sdpa_vmap  # noqa: F401  registers the rules of torch.func.vmap
 from nsk.errors import UnsupportedInput
-from nsk.ops.arguments import asks_for_gradient, autocast, integer, number, with_true_flags
+from nsk.ops.arguments import asks_for_gradient, autocast, integer, nobody_listens, number, with_true_flags
 from nsk.ops.gated_sdpa_autograd import GatedSdpaFunction
-from nsk.ops.gated_sdpa_library import forward_op, normalised
+from nsk.ops.gated_sdpa_library import forward, forward_op, normalised
 from nsk.spec.checks import refuse
 from nsk.spec.gated_sdpa import GatedSdpaCall
 
@@ -152,10 +152,14 @@ def gated_sdpa_call(arguments: dict) -> GatedSdpaCall:
 
 
 def _call(*args):
-    """The op; under autograd only where some input asks for a gradient, which halves the cost of a small call."""
+    """The op; under autograd only where some input asks for a gradient, which halves the cost of a small call, and
+    through torch's dispatcher only where somebody may listen there, which halves it again."""
     tensors, options = with_true_flags(*args[:6]), args[6:]
-    function = GatedSdpaFunction.apply if asks_for_gradient(*tensors) else forward_op
-    return function(*tensors, *options)
+    if asks_for_gradient(*tensors):
+        return GatedSdpaFunction.apply(*tensors, *options)
+    if nobody_listens(*tensors, *options[:2]):
+        return forward(*tensors, *options)
+    return forward_op(*tensors, *options)
 
 
 def _arguments(

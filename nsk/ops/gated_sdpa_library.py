@@ -62,7 +62,8 @@ def normalised(
     return call
 
 
-def _forward(*args) -> tuple[Tensor, Tensor, Tensor]:
+def forward(*args) -> tuple[Tensor, Tensor, Tensor]:
+    """The op, without torch's dispatcher: for calls that :func:`nsk.ops.arguments.nobody_listens` to."""
     call = normalised(*args)
     chosen = dispatch.select("gated_sdpa", call, dispatch.requested())
     out, lse = spec.allocate_forward(call)
@@ -105,7 +106,7 @@ def _backward_fake(grad_out, grad_lse, out, lse, served, *args) -> list[Tensor]:
     return grads.wanted()
 
 
-LIBRARY.impl("gated_sdpa", _forward, "CompositeExplicitAutograd")
+LIBRARY.impl("gated_sdpa", forward, "CompositeExplicitAutograd")
 LIBRARY.impl("gated_sdpa_backward", _backward, "CompositeExplicitAutograd")
 torch.library.register_fake("nsk::gated_sdpa", _forward_fake, lib=LIBRARY)
 torch.library.register_fake("nsk::gated_sdpa_backward", _backward_fake, lib=LIBRARY)
