@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nsk.ops import kept_memory
+from nsk.ops import reused_memory
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -36,7 +36,7 @@ def peak_added(call: Callable[[], Any]) -> int | None:
     """
     gc.collect()
     try:
-        kept_memory.release()
+        reused_memory.release()
         ctypes.CDLL(None).malloc_trim(0)
         _CLEAR_REFS.write_text("5")  # sets the peak (VmHWM) to what is resident now
         before = _kib("VmRSS")

@@ -7,13 +7,13 @@ kept for the backward (``stream``, ``normalised``, ``rstd``: see :class:`nsk.spe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from nsk import dispatch
-from nsk.ops import kept_memory
+from nsk.ops import reused_memory
 from nsk.ops.library import LIBRARY
 from nsk.spec import residual_mlp as spec
 from nsk.spec.residual_mlp import ResidualMlpCall, ResidualMlpKept
@@ -57,7 +57,7 @@ def _forward(*args) -> tuple[Tensor, ...]:
     *arguments, keep_stream, keep_normalised = args
     call = normalised(*arguments)
     chosen = dispatch.select("residual_mlp", call, dispatch.requested())
-    y, kept = spec.allocate_forward(call, keep_stream, keep_normalised, kept_memory.empty)
+    y, kept = spec.allocate_forward(call, keep_stream, keep_normalised, reused_memory.empty)
     chosen.residual_mlp_forward(call, y, kept)
     return y, *kept.tensors(), torch.full((), dispatch.number(chosen.NAME), dtype=torch.int8)
 
@@ -78,17 +78,18 @@ def _forward_fake(*args) -> tuple[Tensor, ...]:
 
 
 def _prepare_backward(
-    grad_y: Tensor, kept: ResidualMlpKept, arguments: tuple, needs: Sequence[bool]
+    grad_y: Tensor, kept: ResidualMlpKept, arguments: tuple, needs: Sequence[bool], empty: Callable[..., Tensor]
 ) -> tuple[ResidualMlpCall, spec.ResidualMlpGrads]:
     call = normalised(*arguments)
     check_backward(call, kept, grad_y, needs)
-    return call, spec.allocate_gradients(call, needs)
+    return call, spec.allocate_gradients(call, needs, empty)
 
 
 def _backward(grad_y, x, weight, bias, ln_weight, ln_bias, stream, normalised, rstd, served, *args) -> list[Tensor]:
     *options, needs = args
     kept = ResidualMlpKept(stream.contiguous(), normalised.contiguous(), rstd.contiguous())
-    call, grads = _prepare_backward(grad_y, kept, (x, weight, bias, ln_weight, ln_bias, *options), needs)
+    arguments = (x, weight, bias, ln_weight, ln_bias, *options)
+    call, grads = _prepare_backward(grad_y, kept, arguments, needs, reused_memory.empty)
     chosen = dispatch.select("residual_mlp", call, dispatch.named(served))
     # y.sum().backward() expands a scalar
     chosen.residual_mlp_backward(call, kept, _dense_rows(grad_y), grads)
@@ -100,7 +101,8 @@ def _backward_fake(
 ) -> list[Tensor]:
     *options, needs = args
     kept = ResidualMlpKept(stream, normalised, rstd)
-    _, grads = _prepare_backward(grad_y, kept, (x, weight, bias, ln_weight, ln_bias, *options), needs)
+    arguments = (x, weight, bias, ln_weight, ln_bias, *options)
+    _, grads = _prepare_backward(grad_y, kept, arguments, needs, torch.empty)
     return grads.wanted()
 
 

@@ -130,13 +130,13 @@ def allocate_forward(
     return y, ResidualMlpKept(**kept)
 
 
-def allocate_gradients(call: ResidualMlpCall, needs: list[bool]) -> ResidualMlpGrads:
-    """Dense gradients of the inputs whose flag is set, in their shapes and types."""
+def allocate_gradients(call: ResidualMlpCall, needs: list[bool], empty=torch.empty) -> ResidualMlpGrads:
+    """Dense gradients of the inputs whose flag is set, in their shapes and types, which ``empty`` allocates."""
     grads = ResidualMlpGrads()
     for name, needed in zip(INPUTS, needs, strict=True):
         if needed:
             t = getattr(call, name)
-            setattr(grads, name, torch.empty(t.shape, dtype=t.dtype, device=t.device))
+            setattr(grads, name, empty(t.shape, dtype=t.dtype, device=t.device))
     return grads
 
 

@@ -1,8 +1,8 @@
-"""Memory for what a forward keeps for its backward, used again by later forwards.
+"""Memory that later calls use again: for what a forward keeps for its backward, and for gradients.
 
-What a deep network's forward keeps is large, new in every training step, and freed by its backward. A C library hands
-such memory back to the system, which clears it page by page for the next step: at 512 rows of width 256 and depth 64
-that took an eighth of the step, in large pages. So large memory on the CPU waits here when it is freed.
+Those of a deep network are large, new in every training step, and freed within the next. A C library hands such memory
+back to the system, which clears it page by page for the next step: at 512 rows of width 256 and depth 64 that took an
+eighth of the step, in large pages. So large memory on the CPU waits here when it is freed.
 
 This is state of the whole process, and safe to use from several threads and after a fork. At most :data:`MOST_IDLE`
 bytes wait, the latest freed, in large pages where the system has them. It may take them whenever it is short of memory

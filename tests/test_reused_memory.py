@@ -1,4 +1,5 @@
-"""What a forward keeps lies in memory that is used again; results lie in large pages. Neither changes a result."""
+"""What a forward keeps and gradients lie in memory that is used again; results lie in large pages. Neither changes
+what comes out."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from harness import poisoned_allocations
 
 import nsk
 from nsk import _native
-from nsk.ops import kept_memory
+from nsk.ops import reused_memory
 
 WIDTH, DEPTH, ROWS = 64, 64, 256  # keeps 4 MB
 LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -26,13 +27,13 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def nothing_waits():
-    kept_memory.release()
+    reused_memory.release()
     yield
-    kept_memory.release()
+    reused_memory.release()
 
 
 def waiting() -> list[int]:
-    return [len(block) for block in kept_memory._idle]
+    return [len(block) for block in reused_memory._idle]
 
 
 def network(seed: int) -> tuple[nsk.nn.ResidualMLPStack, torch.Tensor]:
@@ -63,13 +64,25 @@ def test_memory_that_is_held_is_not_given_to_another():
         assert all(map(torch.equal, got, expected))
 
 
+def test_gradients_that_are_held_stay_as_they_are():
+    stack, x = nsk.nn.ResidualMLPStack(256, 16), torch.randn(8, 256)  # weights of 4 MB
+    held = gradients(stack, stack(x))
+    copies = [g.clone() for g in held]
+    assert not waiting()
+    gradients(stack, stack(2 * x))
+    assert len(waiting()) == 1
+    assert all(map(torch.equal, held, copies))
+    del held
+    assert len(waiting()) == 2
+
+
 def test_views_hold_the_memory():
-    t = kept_memory.empty((3, 1 << 20), torch.float32, CPU)
+    t = reused_memory.empty((3, 1 << 20), torch.float32, CPU)
     view = t[2, -5:]
     view.fill_(7)
     del t
     assert not waiting()
-    kept_memory.empty((3, 1 << 20), torch.float32, CPU).zero_()
+    reused_memory.empty((3, 1 << 20), torch.float32, CPU).zero_()
     assert view.tolist() == [7] * 5
     del view
     assert len(waiting()) == 2
@@ -77,8 +90,8 @@ def test_views_hold_the_memory():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_shape_type_and_place(dtype: torch.dtype):
-    large = kept_memory.empty((3, 5, 1 << 20), dtype, CPU)
-    small = kept_memory.empty((3, 5), dtype, CPU)
+    large = reused_memory.empty((3, 5, 1 << 20), dtype, CPU)
+    small = reused_memory.empty((3, 5), dtype, CPU)
     for t, shape in ((large, (3, 5, 1 << 20)), (small, (3, 5))):
         assert (t.shape, t.dtype, t.device, t.is_contiguous()) == (shape, dtype, CPU, True)
     assert large.data_ptr() % mmap.PAGESIZE == 0
@@ -88,34 +101,34 @@ def test_shape_type_and_place(dtype: torch.dtype):
 
 def test_much_smaller_or_larger_memory_is_not_taken():
     size = 16 << 20
-    kept_memory.empty((size,), torch.int8, CPU)
+    reused_memory.empty((size,), torch.int8, CPU)
     for wish in (size // 2, 2 * size):
-        kept_memory.empty((wish,), torch.int8, CPU)
+        reused_memory.empty((wish,), torch.int8, CPU)
     assert waiting() == [size, size // 2, 2 * size]
 
 
 def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(kept_memory, "MOST_IDLE", 32 << 20)
-    tensors = [kept_memory.empty((n << 20,), torch.int8, CPU) for n in (8, 16, 12, 48)]
+    monkeypatch.setattr(reused_memory, "MOST_IDLE", 32 << 20)
+    tensors = [reused_memory.empty((n << 20,), torch.int8, CPU) for n in (8, 16, 12, 48)]
     while tensors:
         del tensors[0]
     assert waiting() == []  # the last is larger than all that may wait, and those before it went first
-    tensors = [kept_memory.empty((n << 20,), torch.int8, CPU) for n in (8, 16, 12)]
+    tensors = [reused_memory.empty((n << 20,), torch.int8, CPU) for n in (8, 16, 12)]
     while tensors:
         del tensors[0]
     assert waiting() == [16 << 20, 12 << 20]
 
 
 def test_released_memory_goes_back_to_the_system():
-    kept_memory.empty((kept_memory.LEAST,), torch.int8, CPU)
-    kept = weakref.ref(kept_memory._idle[0])
-    kept_memory.release()
+    reused_memory.empty((reused_memory.LEAST,), torch.int8, CPU)
+    kept = weakref.ref(reused_memory._idle[0])
+    reused_memory.release()
     assert kept() is None
 
 
 def test_who_asks_torch_to_fill_new_memory_gets_it_filled():
     with poisoned_allocations():
-        assert kept_memory.empty((1 << 20,), torch.float32, CPU).isnan().all()
+        assert reused_memory.empty((1 << 20,), torch.float32, CPU).isnan().all()
     assert not waiting()
 
 
@@ -138,11 +151,11 @@ def test_parent_and_forked_child_do_not_share_what_waits():
     code = """
 import os, torch
 torch.set_num_threads(1)  # a child lacks the threads of its parent
-from nsk.ops import kept_memory
+from nsk.ops import reused_memory
 cpu = torch.device("cpu")
-kept_memory.empty((1 << 20,), torch.float32, cpu).fill_(1)
-mine = kept_memory.empty((1 << 20,), torch.float32, cpu)
-assert not kept_memory._idle
+reused_memory.empty((1 << 20,), torch.float32, cpu).fill_(1)
+mine = reused_memory.empty((1 << 20,), torch.float32, cpu)
+assert not reused_memory._idle
 mine.fill_(2)
 child = os.fork()
 if child == 0:
