@@ -9,8 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nsk.ops.arguments import nobody_listens
 from nsk.ops.library import LIBRARY
-from nsk.ops.residual_mlp_library import backward_op, forward_op
+from nsk.ops.residual_mlp_library import backward, backward_op, forward, forward_op
 from nsk.ops.second_derivative import first_derivatives
 
 _TENSORS = 5  # the leading arguments of the op, each of which may have a gradient
@@ -31,7 +32,8 @@ def _backward(ctx, grad_y: Tensor | None, *_) -> tuple[Tensor | None, ...]:
     if grad_y is None or not any(needs):
         return (None,) * _TENSORS + nothing
     saved = ctx.saved_tensors
-    grads = backward_op(grad_y, *saved, *ctx.options, needs)
+    alone = not torch.is_grad_enabled() and nobody_listens(grad_y, *saved)
+    grads = (backward if alone else backward_op)(grad_y, *saved, *ctx.options, needs)
     return first_derivatives("residual_mlp", grads, needs, grad_y, *saved[:_TENSORS]) + nothing
 
 
@@ -42,7 +44,7 @@ class ResidualMlpFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(*args) -> tuple[Tensor, ...]:
-        return forward_op(*args)
+        return (forward if nobody_listens(*args[:_TENSORS]) else forward_op)(*args)
 
     setup_context = staticmethod(_setup_context)
     backward = staticmethod(_backward)

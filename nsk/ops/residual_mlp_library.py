@@ -53,22 +53,15 @@ def _dense_rows(t: Tensor) -> Tensor:
     return t if t.stride(-1) == 1 else t.contiguous()
 
 
-def _forward(*args) -> tuple[Tensor, ...]:
+def forward(*args) -> tuple[Tensor, ...]:
+    """The op. Without torch's dispatcher, which takes as long as many layers of a rollout, where
+    :func:`nsk.ops.arguments.nobody_listens`; so is :func:`backward`."""
     *arguments, keep_stream, keep_normalised = args
     call = normalised(*arguments)
     chosen = dispatch.select("residual_mlp", call, dispatch.requested())
     y, kept = spec.allocate_forward(call, keep_stream, keep_normalised, reused_memory.empty)
     chosen.residual_mlp_forward(call, y, kept)
     return y, *kept.tensors(), torch.full((), dispatch.number(chosen.NAME), dtype=torch.int8)
-
-
-def forward_alone(*arguments) -> Tensor:
-    """``y`` of the op that is to keep nothing, without torch's dispatcher, which takes as long as many layers of a
-    rollout: for calls that :func:`nsk.ops.arguments.nobody_listens` to."""
-    call = normalised(*arguments)
-    y, kept = spec.allocate_forward(call)
-    dispatch.select("residual_mlp", call, dispatch.requested()).residual_mlp_forward(call, y, kept)
-    return y
 
 
 def _forward_fake(*args) -> tuple[Tensor, ...]:
@@ -85,7 +78,7 @@ def _prepare_backward(
     return call, spec.allocate_gradients(call, needs, empty)
 
 
-def _backward(grad_y, x, weight, bias, ln_weight, ln_bias, stream, normalised, rstd, served, *args) -> list[Tensor]:
+def backward(grad_y, x, weight, bias, ln_weight, ln_bias, stream, normalised, rstd, served, *args) -> list[Tensor]:
     *options, needs = args
     kept = ResidualMlpKept(stream.contiguous(), normalised.contiguous(), rstd.contiguous())
     arguments = (x, weight, bias, ln_weight, ln_bias, *options)
@@ -106,7 +99,7 @@ def _backward_fake(
     return grads.wanted()
 
 
-LIBRARY.impl("residual_mlp", _forward, "CompositeExplicitAutograd")
-LIBRARY.impl("residual_mlp_backward", _backward, "CompositeExplicitAutograd")
+LIBRARY.impl("residual_mlp", forward, "CompositeExplicitAutograd")
+LIBRARY.impl("residual_mlp_backward", backward, "CompositeExplicitAutograd")
 torch.library.register_fake("nsk::residual_mlp", _forward_fake, lib=LIBRARY)
 torch.library.register_fake("nsk::residual_mlp_backward", _backward_fake, lib=LIBRARY)
