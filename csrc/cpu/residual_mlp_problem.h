@@ -74,10 +74,10 @@ struct RowTiles {
 };
 
 // Rows of a tile: 256 for widths up to 256, fewer for wider ones, whose activations would leave the core's own cache.
-// Weights that each tile splits want more of them.
+// A matrix unit outruns the cache that the weights come from once a tile, and wants more of them.
 template <class M>
 int64_t most_rows(int64_t width) {
-  const int64_t rows = (M::kTiled ? 128 << 10 : 64 << 10) / width / 64 * 64;
+  const int64_t rows = (M::kMatrix ? 128 << 10 : 64 << 10) / width / 64 * 64;
   return rows < 64 ? 64 : rows > 256 ? 256 : rows;
 }
 
