@@ -126,6 +126,20 @@ def test_released_memory_goes_back_to_the_system():
     assert kept() is None
 
 
+def test_where_there_is_no_more_memory_torch_says_so(monkeypatch: pytest.MonkeyPatch):
+    def none(size: int) -> mmap.mmap:
+        raise OSError(12, "Cannot allocate memory")
+
+    least = reused_memory.LEAST
+    reused_memory.empty((least,), torch.int8, CPU)
+    assert waiting() == [least]
+    monkeypatch.setattr(reused_memory, "_new", none)
+    assert reused_memory.empty((3 * least,), torch.int8, CPU).shape == (3 * least,)
+    assert not waiting()
+    with pytest.raises(RuntimeError, match="memory"):
+        reused_memory.empty((1 << 60,), torch.int8, CPU)
+
+
 def test_who_asks_torch_to_fill_new_memory_gets_it_filled():
     with poisoned_allocations():
         assert reused_memory.empty((1 << 20,), torch.float32, CPU).isnan().all()

@@ -54,8 +54,8 @@ def _dense_rows(t: Tensor) -> Tensor:
 
 
 def forward(*args) -> tuple[Tensor, ...]:
-    """The op. Without torch's dispatcher, which takes as long as many layers of a rollout, where
-    :func:`nsk.ops.arguments.nobody_listens`; so is :func:`backward`."""
+    """The op. Called as it is where :func:`nsk.ops.arguments.nobody_listens`, since torch's dispatcher takes as long as
+    many layers of a rollout; so is :func:`backward`."""
     *arguments, keep_stream, keep_normalised = args
     call = normalised(*arguments)
     chosen = dispatch.select("residual_mlp", call, dispatch.requested())

@@ -35,7 +35,11 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> T
     filled = torch.are_deterministic_algorithms_enabled() and torch.utils.deterministic.fill_uninitialized_memory
     if device.type != "cpu" or size < LEAST or filled:
         return torch.empty(shape, dtype=dtype, device=device)
-    block = _waiting(size) or _new(size)
+    try:
+        block = _waiting(size) or _new(size)
+    except OSError:  # there is no more: torch gets what waits, or says so in its words
+        release()
+        return torch.empty(shape, dtype=dtype, device=device)
     view = memoryview(block)[:size]
     # The tensor's storage holds the view, and with it the block, until nobody holds the storage.
     weakref.finalize(view, _wait, block).atexit = False
