@@ -84,7 +84,8 @@ template <class M, int T, int NV, Into I>
   using V = typename M::V;
   constexpr int L = M::L, S = kMatrixSide, N = NV > 1 ? 2 : 1;
   alignas(64) C block[T * S][NV * L];
-  const bool direct = I == Into::Fresh && portion.first;
+  constexpr bool kAdds = I == Into::Add || I == Into::Rescale;
+  const bool direct = !kAdds && portion.first && (I == Into::Fresh || !portion.last);
   C* const out = direct ? c : block[0];
   const ptrdiff_t ldo = direct ? ldc : NV * L, bytes = ldo * ptrdiff_t(sizeof(C));
 #pragma GCC unroll 2
