@@ -50,26 +50,49 @@ struct Job {
   }
 };
 
-using GompParallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
-
 // Looked up rather than linked: torch's wheel carries an OpenMP runtime of its own, and a second one would mean a
-// second pool. Every OpenMP runtime of GCC and LLVM on Linux has this entry point.
-GompParallel openmp() {
-  static const GompParallel entry = reinterpret_cast<GompParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"));
-  return entry;
+// second pool. Every OpenMP runtime of GCC and LLVM on Linux has these entry points.
+struct OpenMP {
+  void (*parallel)(void (*)(void*), void*, unsigned, unsigned) = nullptr;
+  int (*thread)() = nullptr;
+  int (*threads)() = nullptr;
+
+  OpenMP() {
+    find(parallel, "GOMP_parallel");
+    find(thread, "omp_get_thread_num");
+    find(threads, "omp_get_num_threads");
+  }
+  bool found() const { return parallel && thread && threads; }
+
+ private:
+  template <class F>
+  static void find(F& entry, const char* name) {
+    entry = reinterpret_cast<F>(dlsym(RTLD_DEFAULT, name));
+  }
+};
+
+const OpenMP& openmp() {
+  static const OpenMP entries;
+  return entries;
 }
 
 std::atomic<bool> forked_child{false};
 [[maybe_unused]] const int fork_handler = pthread_atfork(nullptr, nullptr, [] { forked_child = true; });
 
-void run_on_own_threads(Job& job, int threads) {
+bool use_openmp() { return openmp().found() && !forked_child; }
+
+// Calls f() on the caller's thread and on up to threads - 1 new ones; first started(n) when it is known that it is n in
+// all.
+template <class F, class Started>
+void run_on_own_threads(int threads, const F& f, const Started& started) {
   std::vector<std::thread> helpers;
   try {
-    for (int i = 1; i < threads; ++i) helpers.emplace_back([&job] { job.work(); });
+    for (int i = 1; i < threads; ++i) helpers.emplace_back([&f] { f(); });
   } catch (const std::exception&) {
     // No more threads to be had: those that started, and this one, do the work.
   }
-  job.work();
+  started(int64_t(helpers.size()) + 1);
+  f();
   for (auto& helper : helpers) helper.join();
 }
 
@@ -80,11 +103,38 @@ nsk_status parallel_for(int threads, int64_t count, size_t scratch_bytes, UnitBo
   if (threads > count) threads = int(count);
   if (threads <= 1)
     job.work();
-  else if (openmp() && !forked_child)
-    openmp()([](void* data) { static_cast<Job*>(data)->work(); }, &job, unsigned(threads), 0);
+  else if (use_openmp())
+    openmp().parallel([](void* data) { static_cast<Job*>(data)->work(); }, &job, unsigned(threads), 0);
   else
-    run_on_own_threads(job, threads);
+    run_on_own_threads(threads, [&] { job.work(); }, [](int64_t) {});
   return job.out_of_memory ? NSK_OUT_OF_MEMORY : NSK_OK;
+}
+
+void team(int threads, HandBody body, const void* context) {
+  if (threads <= 1) return body(context, 0, 1);
+  if (use_openmp()) {
+    struct Team {
+      HandBody body;
+      const void* context;
+    } all{body, context};
+    return openmp().parallel(
+        [](void* data) {
+          const Team& t = *static_cast<const Team*>(data);
+          t.body(t.context, openmp().thread(), openmp().threads());
+        },
+        &all, unsigned(threads), 0);
+  }
+  std::atomic<int64_t> hand{0}, hands{0};
+  run_on_own_threads(
+      threads,
+      [&] {
+        hands.wait(0);
+        body(context, hand++, hands);
+      },
+      [&](int64_t n) {
+        hands = n;
+        hands.notify_all();
+      });
 }
 
 }  // namespace nsk

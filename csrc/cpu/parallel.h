@@ -28,4 +28,19 @@ nsk_status parallel_for(int threads, int64_t count, size_t scratch_bytes, const 
       &body);
 }
 
+// Work of one of several hands. They all run at the same time, so that they may wait for each other.
+using HandBody = void (*)(const void* context, int64_t hand, int64_t hands);
+
+// Runs hands 0 .. hands - 1, each once, on threads of their own, the caller's among them: as many as can be had, at most
+// `threads`. Otherwise like parallel_for.
+void team(int threads, HandBody body, const void* context);
+
+// The same for a callable taking (int64_t hand, int64_t hands).
+template <class F>
+void team(int threads, const F& body) {
+  team(
+      threads, [](const void* context, int64_t hand, int64_t hands) { (*static_cast<const F*>(context))(hand, hands); },
+      &body);
+}
+
 }  // namespace nsk

@@ -247,7 +247,7 @@ class MlpChainTile {
     for (int v = 0; v < NV; ++v) scale[v] = load<V>(work.rstd + first + v * L);
     Element* const operand = work.own.dz ? reinterpret_cast<Element*>(work.own.dz) + row0_ + first : nullptr;
     const ptrdiff_t stride = Operands::dz_stride(s) * Operands::pack;
-    store_panel<M, NV>(panel, width_, [&](ptrdiff_t f, auto count, auto& dz) __attribute__((always_inline)) {
+    store_panel<M, NV>(panel, width_, 0, width_, [&](ptrdiff_t f, auto count, auto& dz) __attribute__((always_inline)) {
       constexpr int N = decltype(count)::value;
 #pragma GCC unroll 2
       for (int j = 0; j < N; ++j) {

@@ -64,7 +64,7 @@ class MlpForwardTile {
   void begin(const C* strips) {
     for_panels<L>(rows_, [&](auto nv, ptrdiff_t first) {
       constexpr int NV = nv.value;
-      store_panel<M, NV>(w.x + units_ * first, width_, [&](ptrdiff_t f, auto count, auto& y) {
+      store_panel<M, NV>(w.x + units_ * first, width_, 0, width_, [&](ptrdiff_t f, auto count, auto& y) {
         for (int j = 0; j < count.value; ++j)
           for (int v = 0; v < NV; ++v)
             y[j * NV + v] = load<V>(strip_row(strips, first + v * L, width_) + (f + j) * kStrip);
@@ -87,38 +87,29 @@ class MlpForwardTile {
         if (weights.begin == 0) fill_zero(statistics, NV * L);
         multiply<NV>(weights, w.x + units_ * first, vectors.bias, z, statistics);
         if (weights.end < width_) return;
-        finish_statistics<NV>(z, statistics);
+        moments<NV>(z, width_, statistics);
+        scale<NV>(statistics);
         if (kept.rstd) __builtin_memcpy(kept.rstd + first, statistics + NV * L, NV * L * sizeof(C));
-        normalise<A, NV>(w.x + units_ * first, first, z, statistics, vectors, kept, goes_on, in, out);
+        normalise<A, NV>(w.x + units_ * first, first, z, statistics, vectors, kept, goes_on, in, out, 0, width_);
       });
     });
   }
 
-  // The same layer of a tile that is one panel, by many hands: each multiplies columns [begin, end) and leaves their sums
-  // in `sums`, one hand then finishes with everybody's sums, `count` of them. They share `Rows`.
-  static constexpr ptrdiff_t kPanelRows = kStrip <= kWidePanel * L ? kStrip : 0;  // 0: vectors are too short for that
-
-  void part(int64_t l, ptrdiff_t begin, ptrdiff_t end, C* sums) {
-    if constexpr (kPanelRows > 0) {
-      const LayerVectors<C> vectors(a, group_, l, own_.vectors);
-      fill_zero(sums, kPanelRows);
-      for_weights(l, begin, end, [&](const Weights& weights) {
-        multiply<kPanelRows / L>(weights, w.x, vectors.bias, w.z, sums);
-      });
-    }
+  // The same layer of a tile that is one panel of NV vectors, by many hands that share `Rows`: each multiplies columns
+  // [begin, end), leaves their moments (see `moments`) and, once it knows everybody's, makes these columns of the layer's
+  // result out of them.
+  template <int NV>
+  void part(int64_t l, ptrdiff_t begin, ptrdiff_t end, C* of_columns) {
+    const LayerVectors<C> vectors(a, group_, l, own_.vectors);
+    fill_zero(of_columns, NV * L);
+    for_weights(l, begin, end, [&](const Weights& weights) { multiply<NV>(weights, w.x, vectors.bias, w.z, of_columns); });
+    moments<NV>(w.z + begin * NV * L, end - begin, of_columns);
   }
-  template <Activation A>
-  void finish(int64_t l, const C* sums, int64_t count, const C* in, C* out) {
-    if constexpr (kPanelRows > 0) {
-      upcoming_.begin(1);
-      constexpr int NV = kPanelRows / L;
-      const LayerVectors<C> vectors(a, group_, l, own_.vectors);
-      fill_zero(w.statistics, kPanelRows);
-      for (int64_t i = 0; i < count; ++i)
-        for (ptrdiff_t r = 0; r < kPanelRows; ++r) w.statistics[r] += sums[i * kPanelRows + r];
-      finish_statistics<NV>(w.z, w.statistics);
-      normalise<A, NV>(w.x, 0, w.z, w.statistics, vectors, {}, true, in, out);
-    }
+  template <Activation A, int NV>
+  void finish(int64_t l, ptrdiff_t begin, ptrdiff_t end, C* of_row, const C* in, C* out) {
+    scale<NV>(of_row);
+    const LayerVectors<C> vectors(a, group_, l, own_.vectors);
+    normalise<A, NV>(w.x, 0, w.z, of_row, vectors, {}, true, in, out, begin, end);
   }
 
  private:
@@ -167,15 +158,14 @@ class MlpForwardTile {
                                             z + by.begin * NR, NR, sums, NextRows{}, NR, bias + by.begin);
   }
 
-  // From the sums of the columns of z to their means and 1 / sqrt(variance + eps).
+  // Of `n` columns of z, from their sums: each row's mean and sum of squares around it.
   template <int NV>
-  [[gnu::noinline]] void finish_statistics(const C* z, C* statistics) {
+  [[gnu::noinline]] void moments(const C* z, ptrdiff_t n, C* of_columns) {
     constexpr int NR = NV * L;
     V average[NV], square[NV] = {};
-    const C n = C(width_);
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) average[v] = load<V>(statistics + v * L) / n;
-    for (ptrdiff_t f = 0; f < width_; ++f)
+    for (int v = 0; v < NV; ++v) average[v] = load<V>(of_columns + v * L) / C(n);
+    for (ptrdiff_t f = 0; f < n; ++f)
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) {
         const V d = load<V>(z + f * NR + v * L) - average[v];
@@ -183,14 +173,23 @@ class MlpForwardTile {
       }
 #pragma GCC unroll 4
     for (int v = 0; v < NV; ++v) {
-      store(statistics + v * L, average[v]);
-      store(statistics + NR + v * L, C(1) / square_root<C, L>(square[v] / n + C(a.eps)));
+      store(of_columns + v * L, average[v]);
+      store(of_columns + NR + v * L, square[v]);
     }
+  }
+
+  // From the sums of squares of whole rows to 1 / sqrt(variance + eps).
+  template <int NV>
+  void scale(C* of_row) const {
+#pragma GCC unroll 4
+    for (int v = NV; v < 2 * NV; ++v)
+      store(of_row + v * L, C(1) / square_root<C, L>(load<V>(of_row + v * L) / C(width_) + C(a.eps)));
   }
 
   template <Activation A, int NV>
   [[gnu::noinline]] void normalise(Unit* panel, ptrdiff_t first, const C* z, const C* statistics,
-                                   const LayerVectors<C>& vectors, MlpKept<T, C> kept, bool goes_on, const C* in, C* out) {
+                                   const LayerVectors<C>& vectors, MlpKept<T, C> kept, bool goes_on, const C* in, C* out,
+                                   ptrdiff_t begin, ptrdiff_t end) {
     constexpr int NR = NV * L;
     V average[NV], scale[NV];
     ptrdiff_t at[NV];  // where each vector's lanes begin in strips
@@ -200,7 +199,7 @@ class MlpForwardTile {
       scale[v] = load<V>(statistics + NR + v * L);
       at[v] = strip_row(static_cast<char*>(nullptr), first + v * L, width_) - static_cast<char*>(nullptr);
     }
-    store_panel<M, NV>(panel, width_, [&](ptrdiff_t f, auto count, auto& y) __attribute__((always_inline)) {
+    store_panel<M, NV>(panel, width_, begin, end, [&](ptrdiff_t f, auto count, auto& y) __attribute__((always_inline)) {
       constexpr int N = decltype(count)::value;
       if constexpr (kAsks) upcoming_.ask();
 #pragma GCC unroll 2

@@ -162,14 +162,15 @@ void store_strips(const C* strips, X* x, ptrdiff_t stride, ptrdiff_t n, ptrdiff_
     store_lanes<C>(strip_row(strips, r, width), kStrip, x + r * stride, stride, n - r, width);
 }
 
-// A panel of the vector operand, [units][NV * L] or tiles, from rows of vectors: `row(f, count, y)` fills the NV vectors
-// of each of `count` features from f on. Where units are pairs, an odd last feature is paired with 0.
+// Features [begin, end) of a panel of the vector operand, [units][NV * L] or tiles, from rows of vectors: `row(f, count,
+// y)` fills the NV vectors of each of `count` features from f on. Where units are pairs, begin is even and an odd last
+// feature is paired with 0.
 template <class M, int NV, class F>
-NSK_INLINE void store_panel(typename M::Unit* panel, ptrdiff_t width, F&& row) {
+NSK_INLINE void store_panel(typename M::Unit* panel, ptrdiff_t width, ptrdiff_t begin, ptrdiff_t end, F&& row) {
   using V = typename M::V;
   constexpr int L = M::L, NR = NV * L;
   if constexpr (M::kTiled) {
-    for (ptrdiff_t f = 0; f < width; f += 2) {
+    for (ptrdiff_t f = begin; f < end; f += 2) {
       V y[2 * NV];
       row(f, std::integral_constant<int, 2>{}, y);
 #pragma GCC unroll 4
@@ -177,21 +178,21 @@ NSK_INLINE void store_panel(typename M::Unit* panel, ptrdiff_t width, F&& row) {
         store_split_pairs(split_row(panel, width / 2, v, f / kSplitTerms, f % kSplitTerms / 2), y[v], y[NV + v]);
     }
   } else if constexpr (M::pack == 1) {
-    for (ptrdiff_t f = 0; f < width; ++f) {
+    for (ptrdiff_t f = begin; f < end; ++f) {
       V y[NV];
       row(f, std::integral_constant<int, 1>{}, y);
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) store(panel + f * NR + v * L, y[v]);
     }
   } else {
-    ptrdiff_t f = 0;
-    for (; f + 2 <= width; f += 2) {
+    ptrdiff_t f = begin;
+    for (; f + 2 <= end; f += 2) {
       V y[2 * NV];
       row(f, std::integral_constant<int, 2>{}, y);
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) store(panel + f / 2 * NR + v * L, pair_bf16<L>(y[v], y[NV + v]));
     }
-    if (f < width) {
+    if (f < end) {
       V y[NV];
       row(f, std::integral_constant<int, 1>{}, y);
 #pragma GCC unroll 4

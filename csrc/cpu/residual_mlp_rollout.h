@@ -1,8 +1,14 @@
 // Small batches, as an agent that acts has them: fewer rows than would keep the threads or the lanes busy.
 //
-// Threads share out the columns of each layer (its output features). Whoever finishes its share last normalises the rows
-// and lets everybody go on to the next layer. Work is handed out layer by layer, so whoever waits for a layer waits for
-// work that somebody has already begun: it ends on any number of threads.
+// Hands share out the columns of each layer (its output features). What one of them computes goes on as its own: it
+// normalises its columns itself, as soon as it knows everybody's share of the rows' moments,
+//
+//   mean = sum n_i mean_i / n,   sum (z - mean)^2 = sum (square_i + n_i (mean_i - mean)^2)     of n_i columns each
+//
+// so that only moments and the layer's result go from core to core, and hands meet twice a layer: where moments are
+// known, and where the result is. (One hand that normalises all columns has to fetch half of z, and everybody then the
+// whole result: at 16 rows that took as long as the product.) How columns are shared out depends on the number of threads
+// asked for, not on how many there are.
 //
 // Up to kFewRows rows: lanes run along k. A weight's row is read in place as a vector, multiplied with the same piece of
 // each row, and 16 sums are added up across their lanes in one transpose. That reads every weight once, at the speed of
@@ -15,55 +21,84 @@
 
 namespace nsk::NSK_ISA {
 
-// Where the hands that share a layer meet. Counts never go back: layer l is done when `hands * (l + 1)` have arrived.
-struct alignas(64) Meeting {
-  int64_t arrived, layers_done;
+// A hand's place among those that share a group, on a cache line of its own. What a hand wrote before it meets the others
+// is seen by all of them afterwards.
+struct alignas(64) Seat {
+  int64_t meetings;
 
-  // Whether the caller is the last of the hands at layer `l`.
-  bool arrive(int64_t l, int64_t hands) { return __atomic_add_fetch(&arrived, 1, __ATOMIC_ACQ_REL) == hands * (l + 1); }
-  void let_go(int64_t l) { __atomic_store_n(&layers_done, l + 1, __ATOMIC_RELEASE); }
-  void wait_for(int64_t layers) const {
-    for (int spins = 0; __atomic_load_n(&layers_done, __ATOMIC_ACQUIRE) < layers; ++spins) {
-      if (spins > 2000) sched_yield();  // there may be more threads than cores
+  // As hand `mine` of `hands`; `meanwhile` is called while others are still on their way.
+  template <class F>
+  static void meet(Seat* seats, int64_t mine, int64_t hands, F&& meanwhile) {
+    const int64_t now = seats[mine].meetings + 1;
+    __atomic_store_n(&seats[mine].meetings, now, __ATOMIC_RELEASE);
+    for (int64_t i = 0; i < hands; ++i)
+      for (int spins = 0; __atomic_load_n(&seats[i].meetings, __ATOMIC_ACQUIRE) < now; ++spins) {
+        meanwhile();
+        if (spins > 2000) sched_yield();  // there may be more threads than cores
 #if defined(__x86_64__)
-      _mm_pause();
+        _mm_pause();
 #endif
-    }
+      }
   }
+};
+
+// Asks for all of what other hands wrote. Products would ask for it too, but a few lines at a time: the multiplications that
+// wait for one fill the processor's queues.
+inline void fetch(const void* at, size_t bytes) {
+  for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(at) + i, 0, 3);
+}
+
+// The columns of a layer in shares of whole cache lines, and the moments of each share.
+struct MlpShares {
+  static constexpr ptrdiff_t kLeastColumns = 32;  // fewer are not worth the meeting
+  int64_t count;
+  ptrdiff_t width;
+
+  MlpShares(const nsk_residual_mlp& a) : count(1), width(a.width) {
+    const int64_t wanted = ceil_div(a.threads, a.groups), most = width / kLeastColumns;
+    count = wanted < most ? wanted : most > 1 ? most : 1;
+  }
+  ptrdiff_t begin(int64_t i) const { return i == count ? width : width * i / count / kLeastColumns * kLeastColumns; }
+  ptrdiff_t columns(int64_t i) const { return begin(i + 1) - begin(i); }
 };
 
 // `rows` <= kFewRows rows of one group, lanes along k.
 template <class T, class C, class E>
 class MlpFewRows {
- public:
   static constexpr int L = kLanes<C>;
   using M = Math<C, E, L>;
   using V = Vec<C, L>;
   using Unit = typename M::Unit;
-  static constexpr int kFewRows = 8, kMostAtOnce = 4;
-  // The weights to ask for: the sweep is linear. Into L2, which takes more requests at once than L1 (1.5 x, measured).
-  static constexpr ptrdiff_t kRowsAhead = 16;
 
-  struct Rows {
+ public:
+  static constexpr int kFewRows = M::kMatrix ? 4 : 8;  // measured: from there on panels are faster
+
+  // What hands share.
+  struct Shared {
     Unit* x;  // [row][units], 0 behind the width
     C *z, *stream;  // [row][width]
+    C* moments;     // [share][2][row]
     ptrdiff_t units;
 
-    Rows(const MlpShape& s, Arena& arena)
-        : units(round_up(ceil_div(s.width, M::pack), L)) {
-      const ptrdiff_t rows = round_up(s.rows, s.rows > 2 ? kMostAtOnce : 1);
-      x = arena.take<Unit>(rows * units);
+    Shared(const MlpShape& s, int64_t shares, Arena& arena) : units(round_up(ceil_div(s.width, M::pack), L)) {
+      x = arena.take<Unit>(rows_multiplied(s.rows) * units);
       z = arena.take<C>(s.rows * s.width);
       stream = arena.take<C>(s.rows * s.width);
+      moments = arena.take<C>(shares * kMoments);
     }
   };
+  // Each hand's own.
+  struct Own {
+    C* vectors;
 
-  MlpFewRows(const nsk_residual_mlp& args, int64_t group, const Rows& of_rows, C* vectors)
-      : a(args), group_(group), width_(args.width), w(of_rows), vectors_(vectors) {}
+    Own(const MlpShape& s, Arena& arena) : vectors(arena.take<C>(3 * s.width)) {}
+  };
+
+  MlpFewRows(const nsk_residual_mlp& args, const MlpShares& shares, int64_t group, const Shared& shared, const Own& own)
+      : a(args), shares_(shares), group_(group), width_(args.width), w(shared), own_(own) {}
 
   void begin() {
-    const ptrdiff_t rows = round_up(a.rows, a.rows > 2 ? kMostAtOnce : 1);
-    fill_zero(w.x, rows * w.units);
+    fill_zero(w.x, rows_multiplied(a.rows) * w.units);
     with_type<T>(a.x.dtype, [&](auto type) {
       for (int64_t r = 0; r < a.rows; ++r) {
         scale_row<C>(w.stream + r * width_, at<const decltype(type)>(a.x, group_, 0, r), C(1), width_);
@@ -72,45 +107,60 @@ class MlpFewRows {
     });
   }
 
-  // Columns [begin, end) of z = x W^T, without the bias.
-  void part(int64_t l, ptrdiff_t begin, ptrdiff_t end) {
-    for (int64_t r = 0; r < a.rows;) {
-      const int64_t left = a.rows - r;
-      if (left == 1)
-        multiply<1>(l, r, begin, end), r += 1;
-      else if (left == 2)
-        multiply<2>(l, r, begin, end), r += 2;
-      else
-        multiply<kMostAtOnce>(l, r, begin, end), r += kMostAtOnce;
+  // A share's columns of z = x W^T + b, and their moments.
+  void part(int64_t l, int64_t share) {
+    const ptrdiff_t begin = shares_.begin(share), end = shares_.begin(share + 1);
+    fetch(w.x, size_t(a.rows * w.units) * sizeof(Unit));
+    // A few weights for all rows, while they are in cache.
+    for (ptrdiff_t out = begin; out < end; out += kColumnsAtOnce) {
+      const ptrdiff_t to = end - out < kColumnsAtOnce ? end : out + kColumnsAtOnce;
+      for (int64_t r = 0; r < a.rows;) {
+        const int64_t left = a.rows - r;
+        if (left == 1)
+          multiply<1>(l, r, out, to), r += 1;
+        else if (left == 2)
+          multiply<2>(l, r, out, to), r += 2;
+        else
+          multiply<kMostAtOnce>(l, r, out, to), r += kMostAtOnce;
+      }
     }
-  }
-
-  template <Activation A>
-  void finish(int64_t l, bool ends_block) {
-    const LayerVectors<C> vectors(a, group_, l, vectors_);
+    const LayerVectors<C> vectors(a, group_, l, own_.vectors);
+    C* const moments = w.moments + share * kMoments;
     for (int64_t r = 0; r < a.rows; ++r) {
       C* const z = w.z + r * width_;
-      auto over_row = [&](auto&& f) {
-        ptrdiff_t j = 0;
-        for (; j + L <= width_; j += L) f(j, ptrdiff_t(L));
-        if (j < width_) f(j, width_ - j);
-      };
       V sum{}, square{};
-      over_row([&](ptrdiff_t j, ptrdiff_t n) {
+      over(begin, end, [&](ptrdiff_t j, ptrdiff_t n) {
         const V y = load_up_to<C, L>(z + j, n) + load_up_to<C, L>(vectors.bias + j, n);
         store_up_to<C, L>(z + j, y, n);
         sum += y;
       });
-      const C mean = reduce_add<C, L>(sum) / C(width_);
-      over_row([&](ptrdiff_t j, ptrdiff_t n) {
+      const C mean = reduce_add<C, L>(sum) / C(end - begin);
+      over(begin, end, [&](ptrdiff_t j, ptrdiff_t n) {
         V lane;
         for (int i = 0; i < L; ++i) lane[i] = C(i);
         const V d = load_up_to<C, L>(z + j, n) - mean;
         square += lane < C(n) ? d * d : V{};
       });
-      const C scale = C(1) / square_root<C, L>(splat<C, L>(reduce_add<C, L>(square) / C(width_) + C(a.eps)))[0];
-      C* const stream = w.stream + r * width_;
-      over_row([&](ptrdiff_t j, ptrdiff_t n) {
+      moments[r] = mean;
+      moments[kFewRows + r] = reduce_add<C, L>(square);
+    }
+  }
+
+  // These columns of the layer's result, when everybody's moments are known.
+  template <Activation A>
+  void finish(int64_t l, int64_t share, bool ends_block) {
+    const LayerVectors<C> vectors(a, group_, l, own_.vectors);
+    for (int64_t r = 0; r < a.rows; ++r) {
+      C mean = 0, square = 0;
+      for (int64_t i = 0; i < shares_.count; ++i) mean += w.moments[i * kMoments + r] * C(shares_.columns(i));
+      mean /= C(width_);
+      for (int64_t i = 0; i < shares_.count; ++i) {
+        const C* const of = w.moments + i * kMoments + r;
+        square += of[kFewRows] + C(shares_.columns(i)) * (of[0] - mean) * (of[0] - mean);
+      }
+      const C scale = C(1) / square_root<C, L>(splat<C, L>(square / C(width_) + C(a.eps)))[0];
+      C *const z = w.z + r * width_, *const stream = w.stream + r * width_;
+      over(shares_.begin(share), shares_.begin(share + 1), [&](ptrdiff_t j, ptrdiff_t n) {
         V y[1] = {(load_up_to<C, L>(z + j, n) - mean) * scale * load_up_to<C, L>(vectors.gamma + j, n) +
                   load_up_to<C, L>(vectors.beta + j, n)};
         activate<A, C, L>(y);
@@ -131,8 +181,21 @@ class MlpFewRows {
   }
 
  private:
+  static constexpr int kMostAtOnce = 4, kColumnsAtOnce = 16, kMoments = 2 * kFewRows;
+  // The weights to ask for: the sweep is linear. Into L2, which takes more requests at once than L1 (1.5 x, measured).
+  static constexpr ptrdiff_t kRowsAhead = 16;
+  static constexpr ptrdiff_t rows_multiplied(ptrdiff_t rows) { return round_up(rows, rows > 2 ? kMostAtOnce : 1); }
+
   using Element = std::conditional_t<M::pack == 2, bf16, C>;
   Element* elements(int64_t row) const { return reinterpret_cast<Element*>(w.x + row * w.units); }
+
+  // f(j, n) for the vectors of n numbers that make up [begin, end).
+  template <class F>
+  static NSK_INLINE void over(ptrdiff_t begin, ptrdiff_t end, F&& f) {
+    ptrdiff_t j = begin;
+    for (; j + L <= end; j += L) f(j, ptrdiff_t(L));
+    if (j < end) f(j, end - j);
+  }
 
   // N rows from row r0 on: L sums at a time, of L / N columns.
   template <int N>
@@ -174,135 +237,144 @@ class MlpFewRows {
   }
 
   const nsk_residual_mlp& a;
+  const MlpShares& shares_;
   const int64_t group_;
   const ptrdiff_t width_;
-  const Rows w;
-  C* const vectors_;
+  const Shared w;
+  const Own own_;
+};
+
+// The rows of one group as one panel of NV vectors.
+template <class T, class C, class E, int NV>
+class MlpOnePanel {
+  using Tile = MlpForwardTile<T, C, E>;
+  static constexpr ptrdiff_t kRows = NV * Tile::L;
+
+ public:
+  struct Shared {
+    typename Tile::Rows rows;
+    C *stream, *moments;  // strips; [share][2][row]
+
+    Shared(const MlpShape& s, int64_t shares, Arena& arena)
+        : rows(s, kRows, arena), stream(arena.take<C>(s.matrix())), moments(arena.take<C>(shares * 2 * kRows)) {}
+  };
+  struct Own {
+    typename Tile::Parameters parameters;
+    C* moments;  // of whole rows
+
+    Own(const MlpShape& s, Arena& arena) : parameters(s, arena), moments(arena.take<C>(2 * kRows)) {}
+  };
+
+  MlpOnePanel(const nsk_residual_mlp& args, const MlpShares& shares, int64_t group, const Shared& shared, const Own& own)
+      : a(args), shares_(shares), group_(group), w(shared), own_(own), tile_(args, group, kRows, shared.rows, own.parameters) {}
+
+  void begin() {
+    with_type<T>(a.x.dtype, [&](auto type) {
+      load_strips<C>(w.stream, at<const decltype(type)>(a.x, group_), a.x.stride[2], a.rows, a.width);
+    });
+    tile_.begin(w.stream);
+  }
+  void part(int64_t l, int64_t share) {
+    fetch(w.rows.x, size_t(ceil_div(a.width, Tile::M::pack) * kRows) * sizeof(typename Tile::Unit));
+    tile_.template part<NV>(l, shares_.begin(share), shares_.begin(share + 1), w.moments + share * 2 * kRows);
+  }
+  template <Activation A>
+  void finish(int64_t l, int64_t share, bool ends_block) {
+    for (ptrdiff_t r = 0; r < kRows; ++r) {
+      C mean = 0, square = 0;
+      for (int64_t i = 0; i < shares_.count; ++i) mean += w.moments[i * 2 * kRows + r] * C(shares_.columns(i));
+      mean /= C(a.width);
+      for (int64_t i = 0; i < shares_.count; ++i) {
+        const C* const of = w.moments + i * 2 * kRows + r;
+        square += of[kRows] + C(shares_.columns(i)) * (of[0] - mean) * (of[0] - mean);
+      }
+      own_.moments[r] = mean;
+      own_.moments[kRows + r] = square;
+    }
+    C* const stream = ends_block ? w.stream : nullptr;
+    tile_.template finish<A, NV>(l, shares_.begin(share), shares_.begin(share + 1), own_.moments, stream, stream);
+  }
+  void end() const {
+    with_type<T>(a.y.dtype, [&](auto type) {
+      store_strips<C>(w.stream, at<decltype(type)>(a.y, group_), a.y.stride[2], a.rows, a.width);
+    });
+  }
+
+ private:
+  const nsk_residual_mlp& a;
+  const MlpShares& shares_;
+  const int64_t group_;
+  const Shared w;
+  const Own own_;
+  Tile tile_;
 };
 
 template <class T, class C, class E>
 class MlpRollout {
-  using Tile = MlpForwardTile<T, C, E>;
   using Few = MlpFewRows<T, C, std::conditional_t<std::is_same_v<E, bf16x3>, C, E>>;
-  static constexpr ptrdiff_t kLeastColumns = 32;  // a smaller share is not worth the meeting
+  template <int NV>
+  using OnePanel = MlpOnePanel<T, C, E, NV>;
+  static constexpr int kMostVectors = kWidePanel < 2 * kStrip / kLanes<C> ? kWidePanel : 2 * kStrip / kLanes<C>;
 
  public:
-  // Nothing is kept of a rollout.
+  // Nothing is kept of a rollout, and there are not as many strips of rows as threads.
   static bool serves(const nsk_residual_mlp& a) {
     if (a.stream.data || a.normalised.data) return false;
     if (a.rows <= Few::kFewRows) return true;
-    return Tile::kPanelRows > 0 && a.rows <= Tile::kPanelRows && shares(a) > 1;
+    return vectors(a) <= kMostVectors && a.groups * ceil_div(a.rows, kStrip) < a.threads && MlpShares(a).count > 1;
   }
 
   static nsk_status run(const nsk_residual_mlp& a) {
-    return with_activation(a.activation, [&](auto act) { return a.rows <= Few::kFewRows ? few<act.value>(a) : one_panel<act.value>(a); });
-  }
-
- private:
-  static int64_t shares(const nsk_residual_mlp& a) {
-    const int64_t wanted = ceil_div(a.threads, a.groups), most = a.width / kLeastColumns;
-    return wanted < most ? wanted : most > 1 ? most : 1;
-  }
-  // The columns of share i: whole cache lines of z.
-  static ptrdiff_t bound(const nsk_residual_mlp& a, int64_t i, int64_t count) {
-    return i == count ? a.width : a.width * i / count / kStrip * kStrip;
-  }
-
-  // work(group) makes what serves a group, from memory that all its hands share; do_part, finish and end are its steps.
-  template <class DoPart, class Finish>
-  static nsk_status share_out(const nsk_residual_mlp& a, int64_t count, Buffer<Meeting>& meetings, size_t own_bytes,
-                              const DoPart& do_part, const Finish& finish) {
-    for (int64_t g = 0; g < a.groups; ++g) meetings[g] = {};
-    return parallel_for(a.threads, a.depth * a.groups * count, own_bytes, [&](int64_t unit, char* memory) {
-      [[maybe_unused]] const Multiplier<typename Tile::M> multiplier;
-      const int64_t l = unit / (a.groups * count), group = unit / count % a.groups, share = unit % count;
-      Meeting& meeting = meetings[group];
-      meeting.wait_for(l);
-      do_part(l, group, share, memory);
-      if (!meeting.arrive(l, count)) return;
-      finish(l, group, memory);
-      meeting.let_go(l);
+    return with_activation(a.activation, [&](auto act) {
+      if (a.rows <= Few::kFewRows) return share_out<act.value, Few>(a);
+      if constexpr (kMostVectors >= 4)
+        if (vectors(a) == 4) return share_out<act.value, OnePanel<4>>(a);
+      if constexpr (kMostVectors >= 2)
+        if (vectors(a) == 2) return share_out<act.value, OnePanel<2>>(a);
+      if constexpr (kMostVectors >= 1 && kStrip == kLanes<C>) return share_out<act.value, OnePanel<1>>(a);
+      return NSK_BAD_ARGUMENT;
     });
   }
 
-  template <Activation A>
-  static nsk_status few(const nsk_residual_mlp& a) {
-    const MlpShape s(a);
-    const int64_t count = shares(a);
-    Arena size;
-    typename Few::Rows(s, size);
-    Buffer<Meeting> meetings(a.groups);
-    Buffer<char> memory(a.groups * int64_t(size.used()));
-    if (meetings.failed() || memory.failed()) return NSK_OUT_OF_MEMORY;
-    auto serve = [&](int64_t group, char* own) {
-      Arena arena(memory.data() + group * int64_t(size.used()));
-      return Few(a, group, typename Few::Rows(s, arena), reinterpret_cast<C*>(own));
-    };
-    for (int64_t g = 0; g < a.groups; ++g) serve(g, nullptr).begin();
-    return share_out(
-        a, count, meetings, size_t(3 * s.width) * sizeof(C),
-        [&](int64_t l, int64_t group, int64_t share, char* own) {
-          serve(group, own).part(l, bound(a, share, count), bound(a, share + 1, count));
-        },
-        [&](int64_t l, int64_t group, char* own) {
-          Few work = serve(group, own);
-          work.template finish<A>(l, (l + 1) % s.per_block == 0);
-          if (l + 1 == s.depth) work.end();
-        });
-  }
+ private:
+  static int64_t vectors(const nsk_residual_mlp& a) { return round_up(a.rows, kStrip) / kLanes<C>; }
 
-  template <Activation A>
-  static nsk_status one_panel(const nsk_residual_mlp& a) {
-    if constexpr (Tile::kPanelRows > 0) {
-      const MlpShape s(a);
-      const int64_t count = shares(a);
-      struct Shared {
-        typename Tile::Rows rows;
-        C *stream, *sums;
-      };
-      auto lay_out = [&](Arena& arena) {
-        const typename Tile::Rows rows(s, s.padded, arena);
-        C* const stream = arena.take<C>(s.matrix());
-        return Shared{rows, stream, arena.take<C>(count * s.padded)};
-      };
-      Arena size, own_size;
-      lay_out(size);
-      typename Tile::Parameters(s, own_size);
-      Buffer<Meeting> meetings(a.groups);
-      Buffer<char> memory(a.groups * int64_t(size.used()));
-      if (meetings.failed() || memory.failed()) return NSK_OUT_OF_MEMORY;
-      auto with_group = [&](int64_t group, char* own, auto&& f) {
-        Arena arena(memory.data() + group * int64_t(size.used())), own_arena(own);
-        const Shared shared = lay_out(arena);
-        Tile work(a, group, s.padded, shared.rows, typename Tile::Parameters(s, own_arena));
-        f(work, shared);
-      };
-      for (int64_t g = 0; g < a.groups; ++g)
-        with_group(g, nullptr, [&](Tile& work, const Shared& shared) {
-          with_type<T>(a.x.dtype, [&](auto type) {
-            load_strips<C>(shared.stream, at<const decltype(type)>(a.x, g), a.x.stride[2], s.rows, s.width);
-          });
-          work.begin(shared.stream);
-        });
-      return share_out(
-          a, count, meetings, own_size.used(),
-          [&](int64_t l, int64_t group, int64_t share, char* own) {
-            with_group(group, own, [&](Tile& work, const Shared& shared) {
-              work.part(l, bound(a, share, count), bound(a, share + 1, count), shared.sums + share * s.padded);
-            });
-          },
-          [&](int64_t l, int64_t group, char* own) {
-            with_group(group, own, [&](Tile& work, const Shared& shared) {
-              const bool ends = (l + 1) % s.per_block == 0;
-              work.template finish<A>(l, shared.sums, count, ends ? shared.stream : nullptr, ends ? shared.stream : nullptr);
-              if (l + 1 < s.depth) return;
-              with_type<T>(a.y.dtype, [&](auto type) {
-                store_strips<C>(shared.stream, at<decltype(type)>(a.y, group), a.y.stride[2], s.rows, s.width);
-              });
-            });
-          });
-    }
-    return NSK_BAD_ARGUMENT;
+  template <Activation A, class Work>
+  static nsk_status share_out(const nsk_residual_mlp& a) {
+    const MlpShape s(a);
+    const MlpShares shares(a);
+    const int64_t most = a.threads < s.groups * shares.count ? a.threads : s.groups * shares.count;
+    Arena of_group, of_hand;
+    typename Work::Shared(s, shares.count, of_group);
+    typename Work::Own(s, of_hand);
+    Buffer<Seat> seats(s.groups * shares.count);
+    Buffer<char> memory(s.groups * int64_t(of_group.used()) + most * int64_t(of_hand.used()));
+    if (seats.failed() || memory.failed()) return NSK_OUT_OF_MEMORY;
+    fill_zero(seats.data(), s.groups * shares.count);
+    team(int(most), [&](int64_t hand, int64_t hands) {
+      [[maybe_unused]] const Multiplier<typename MlpForwardTile<T, C, E>::M> multiplier;
+      Arena own(memory.data() + s.groups * int64_t(of_group.used()) + hand * int64_t(of_hand.used()));
+      const typename Work::Own of_mine(s, own);
+      // A group to a hand, one after the other; or where there are more hands, several to a group.
+      const int64_t at_once = hands < s.groups ? hands : s.groups;
+      const int64_t mine = hand / at_once, of_these = hands < s.groups ? 1 : (hands - 1 - hand % at_once) / at_once + 1;
+      const int64_t first = shares.count * mine / of_these, end = shares.count * (mine + 1) / of_these;
+      for (int64_t group = hand % at_once; group < s.groups; group += at_once) {
+        Arena arena(memory.data() + group * int64_t(of_group.used()));
+        Work work(a, shares, group, typename Work::Shared(s, shares.count, arena), of_mine);
+        auto meet = [&] { Seat::meet(seats.data() + group * shares.count, mine, of_these, [] {}); };
+        if (mine == 0) work.begin();
+        meet();
+        for (int64_t l = 0; l < s.depth; ++l) {
+          for (int64_t i = first; i < end; ++i) work.part(l, i);
+          meet();
+          for (int64_t i = first; i < end; ++i) work.template finish<A>(l, i, (l + 1) % s.per_block == 0);
+          meet();
+        }
+        if (mine == 0) work.end();
+      }
+    });
+    return NSK_OK;
   }
 };
 
