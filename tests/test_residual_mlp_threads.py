@@ -114,6 +114,47 @@ def test_the_callers_thread_count_is_obeyed(kernels: Target):
     assert others > 0.4 * own, "two threads were asked for, one did the work"
 
 
+# --- fewer threads than asked for ----------------------------------------------------------------------------------
+
+_ROLLOUTS = """
+import hashlib, sys
+import torch, nsk
+
+if sys.argv[1]:
+    from nsk import _native
+    _native.set_isa(sys.argv[1])
+torch.set_num_threads(1)
+torch.manual_seed(0)
+with nsk.use_backend("cpu"):
+    for groups, rows, width in ((1, 1, 160), (1, 7, 100), (1, 16, 224), (1, 20, 128), (2, 3, 96), (3, 1, 64)):
+        x = torch.randn(groups, rows, width)
+        w = torch.randn(groups, 4, width, width) / width**0.5
+        b, g, s = torch.randn(3, groups, 4, width)
+        for dtype in (torch.float32, torch.bfloat16):
+            torch.set_num_threads(5)
+            y = nsk.residual_mlp(x, w.to(dtype), b, g, s)
+            torch.set_num_threads(1)
+            print(groups, rows, width, dtype, hashlib.sha256(y.numpy().tobytes()).hexdigest())
+"""
+
+
+@pytest.mark.parametrize("target", CPU, ids=str)
+def test_bits_do_not_depend_on_the_threads_there_are(target: Target):
+    """Small batches share out columns by the number of threads asked for; whoever is there does all shares."""
+
+    def rollouts(limit: str) -> str:
+        command = [sys.executable, "-c", _ROLLOUTS, target.isa]
+        limited = os.environ | {"OMP_THREAD_LIMIT": limit, "OMP_DYNAMIC": "false"}
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=limited)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    all_there = rollouts("64")
+    assert len(all_there.splitlines()) == 12
+    for limit in ("1", "2", "3"):
+        assert rollouts(limit) == all_there
+
+
 # --- fork --------------------------------------------------------------------------------------------------------
 
 # Backward is called as an op, not through autograd, before the fork: torch's own engine refuses to work in a child of
@@ -173,8 +214,7 @@ def fork(child):
 path = sys.argv[2]
 def child():
     assert torch.get_num_threads() == 2
-    for rows in ROWS:
-        forward(rows)
+    assert all(torch.equal(y, forward(rows)) for y, rows in zip(first, ROWS)), "the child's bits differ"
     results = [backward(checkpoint) for checkpoint in ("none", "block", "none")]
     bits = [[t.numpy().tobytes() for t in result] for result in results]
     assert bits[0] == bits[1] == bits[2], "the child's runs differ"
