@@ -166,3 +166,15 @@ def test_every_thread_count_is_within_the_budget(count: int, kernels: Target):
         for rows, groups in ((1, None), (40, None), (200, None), (9, 5)):
             check(edge(100, rows=(rows,), groups=groups, width=48), kernels)
             check(edge(101, rows=(rows,), groups=groups, width=48, dtype=torch.bfloat16, checkpoint="block"), kernels)
+
+
+# What nobody differentiates may share out its columns (csrc/cpu/residual_mlp_rollout.h): more shares than fit evenly,
+# and a last one that is ragged; few rows, strips of them, and rows enough for every thread.
+@pytest.mark.parametrize("count", [2, 3, 8])
+@pytest.mark.parametrize("rows", [1, 2, 4, 5, 8, 9, 16, 17, 32, 33])
+def test_shared_columns(rows: int, count: int, kernels: Target):
+    with threads(count):
+        for number, dtype in enumerate(DTYPES):
+            for width, groups in ((64, None), (107, None), (160, 2)):
+                case = edge(110 + number, rows=(rows,), width=width, groups=groups, dtype=dtype, needs=(), blocks=1)
+                check(case, kernels)

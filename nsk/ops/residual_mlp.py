@@ -15,7 +15,7 @@ from nsk.ops.arguments import (
     with_true_flags,
 )
 from nsk.ops.residual_mlp_autograd import ResidualMlpFunction
-from nsk.ops.residual_mlp_library import forward, forward_op, normalised
+from nsk.ops.residual_mlp_library import forward_alone, forward_op, normalised
 from nsk.spec.checks import refuse, shape_of
 from nsk.spec.residual_mlp import ACTIVATIONS, INPUTS, ResidualMlpCall
 
@@ -87,9 +87,11 @@ def residual_mlp(
     if asks_for_gradient(*tensors):
         keep_stream = checkpoint == "block" or asks_for_gradient(*tensors[1:])
         y = ResidualMlpFunction.apply(*tensors, *options, keep_stream, checkpoint == "none")[0]
+    elif nobody_listens(*tensors):
+        y = forward_alone(*tensors, *options)
     else:
-        keep, op = may_ask_unseen(), forward if nobody_listens(*tensors) else forward_op
-        y = op(*tensors, *options, keep, keep and checkpoint == "none")[0]
+        keep = may_ask_unseen()
+        y = forward_op(*tensors, *options, keep, keep and checkpoint == "none")[0]
     return y.view(x.shape)
 
 

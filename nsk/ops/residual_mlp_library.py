@@ -53,9 +53,18 @@ def _dense_rows(t: Tensor) -> Tensor:
     return t if t.stride(-1) == 1 else t.contiguous()
 
 
+def forward_alone(*arguments) -> Tensor:
+    """``y`` of a forward that keeps nothing."""
+    call = normalised(*arguments)
+    y = spec.allocate_output(call)
+    chosen = dispatch.select("residual_mlp", call, dispatch.requested())
+    chosen.residual_mlp_forward(call, y, spec.nothing_kept(call.device))
+    return y
+
+
 def forward(*args) -> tuple[Tensor, ...]:
     """The op. Called as it is where :func:`nsk.ops.arguments.nobody_listens`, since torch's dispatcher takes as long as
-    many layers of a rollout; so is :func:`backward`."""
+    many layers of a rollout; so are :func:`forward_alone` and :func:`backward`."""
     *arguments, keep_stream, keep_normalised = args
     call = normalised(*arguments)
     chosen = dispatch.select("residual_mlp", call, dispatch.requested())

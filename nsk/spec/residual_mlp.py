@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -117,11 +118,22 @@ def kept_dtypes(call: ResidualMlpCall) -> dict[str, torch.dtype]:
     return {"stream": call.accumulate, "normalised": call.weight.dtype, "rstd": call.accumulate}
 
 
+@functools.cache
+def nothing_kept(device: torch.device) -> ResidualMlpKept:
+    """For calls that keep nothing: the same empty tensors for all of them."""
+    return ResidualMlpKept(*(torch.empty(0, device=device) for _ in range(3)))
+
+
+def allocate_output(call: ResidualMlpCall) -> Tensor:
+    """A dense ``y`` of x's shape and type."""
+    return torch.empty(call.x.shape, dtype=call.x.dtype, device=call.device)
+
+
 def allocate_forward(
     call: ResidualMlpCall, keep_stream: bool = False, keep_normalised: bool = False, empty=torch.empty
 ) -> tuple[Tensor, ResidualMlpKept]:
-    """A dense ``y`` of x's shape and type, and room for what is to be kept, which ``empty`` allocates."""
-    y = torch.empty(call.x.shape, dtype=call.x.dtype, device=call.device)
+    """``y``, and room for what is to be kept, which ``empty`` allocates."""
+    y = allocate_output(call)
     dtypes = kept_dtypes(call)
     kept = {
         name: empty(shape, dtype=dtypes[name], device=call.device)
