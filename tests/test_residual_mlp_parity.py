@@ -114,10 +114,10 @@ def test_rows(rows: int, kernels: Target):
         check(edge(30 + number, width=width, rows=(rows,), dtype=dtype), kernels)
 
 
-# A matrix unit takes whole tiles of features, and of float32 only many rows: they end inside of a tile of the batch, of
-# a panel and of a piece of the batch; the widest network's weights come in pieces.
+# A matrix unit takes whole tiles of features, and of float32 from 48 or 65 rows on: they end inside of a tile of the
+# batch, of a panel and of a piece of the batch; the widest network's weights come in pieces.
 @pytest.mark.parametrize("width", [32, 96, 160, 288])
-@pytest.mark.parametrize("rows", [96, 97, 113, 257, 300])
+@pytest.mark.parametrize("rows", [48, 65, 97, 113, 257, 300])
 def test_whole_tiles(rows: int, width: int, kernels: Target):
     for number, dtype in enumerate((torch.float32, torch.bfloat16)):
         checkpoint = "none" if rows % 2 else "block"

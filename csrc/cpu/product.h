@@ -15,7 +15,7 @@ void product(ptrdiff_t rows, const typename M::Unit* a, ptrdiff_t stride, const 
   constexpr bool kScores = A == Along::K && (I == Into::Fresh || I == Into::FreshMax);
   constexpr bool kLong = M::kTiled || I == Into::BiasSum || kScores || std::is_same_v<P, Beside>;
   constexpr bool kBetween = std::is_same_v<P, Upcoming*>;
-  constexpr ptrdiff_t kMost = M::kTiled ? kMostTiledTerms : NV == 1 ? 256 : kMostTerms;
+  constexpr ptrdiff_t kMost = M::kTiled ? kMostTiledTerms : kMostTerms<NV>;
   const Operands<M> p{a, stride, b, ldb, k, c, ldc, lanes, bias};
   std::conditional_t<kBetween, NothingAhead, P> within{};
   if constexpr (!kBetween) within = ahead;

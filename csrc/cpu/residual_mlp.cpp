@@ -10,10 +10,13 @@ namespace nsk::NSK_ISA {
 namespace {
 
 // Whether floats are multiplied in three parts on the matrix unit (split.h): in whole tiles, and where so many rows share
-// the weights that splitting them pays (measured; the recomputed forward has the same rows, so the same bits).
+// the weights that splitting them pays (measured). A call that keeps something for its backward has that before it, which
+// gains more; a recomputed forward must take the same path, for the same bits.
 bool splits(const nsk_residual_mlp& args) {
-  constexpr int64_t kLeastRows = 96;
-  return args.weight.dtype == NSK_F32 && args.width % kSplitTerms == 0 && args.rows >= kLeastRows;
+  constexpr int64_t kLeastRows = 65, kLeastRecordedRows = 48;
+  const bool recorded = args.stream.data || args.normalised.data;
+  return args.weight.dtype == NSK_F32 && args.width % kSplitTerms == 0 &&
+         args.rows >= (recorded ? kLeastRecordedRows : kLeastRows);
 }
 
 }  // namespace

@@ -6,9 +6,9 @@
 //   mean = sum n_i mean_i / n,   sum (z - mean)^2 = sum (square_i + n_i (mean_i - mean)^2)     of n_i columns each
 //
 // so that only moments and the layer's result go from core to core, and hands meet twice a layer: where moments are
-// known, and where the result is. (One hand that normalises all columns has to fetch half of z, and everybody then the
-// whole result: at 16 rows that took as long as the product.) How columns are shared out depends on the number of threads
-// asked for, not on how many there are.
+// known, and where the result is. (One hand that normalises all columns has to fetch the others' z, and everybody then
+// fetches the whole result.) How columns are shared out depends on the number of threads asked for, not on how many there
+// are, and so do the bits.
 //
 // Up to kFewRows rows: lanes run along k. A weight's row is read in place as a vector, multiplied with the same piece of
 // each row, and 16 sums are added up across their lanes in one transpose. That reads every weight once, at the speed of
@@ -26,14 +26,12 @@ namespace nsk::NSK_ISA {
 struct alignas(64) Seat {
   int64_t meetings;
 
-  // As hand `mine` of `hands`; `meanwhile` is called while others are still on their way.
-  template <class F>
-  static void meet(Seat* seats, int64_t mine, int64_t hands, F&& meanwhile) {
+  // As hand `mine` of `hands`.
+  static void meet(Seat* seats, int64_t mine, int64_t hands) {
     const int64_t now = seats[mine].meetings + 1;
     __atomic_store_n(&seats[mine].meetings, now, __ATOMIC_RELEASE);
     for (int64_t i = 0; i < hands; ++i)
       for (int spins = 0; __atomic_load_n(&seats[i].meetings, __ATOMIC_ACQUIRE) < now; ++spins) {
-        meanwhile();
         if (spins > 2000) sched_yield();  // there may be more threads than cores
 #if defined(__x86_64__)
         _mm_pause();
@@ -42,13 +40,7 @@ struct alignas(64) Seat {
   }
 };
 
-// Asks for all of what other hands wrote. Products would ask for it too, but a few lines at a time: the multiplications that
-// wait for one fill the processor's queues.
-inline void fetch(const void* at, size_t bytes) {
-  for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const char*>(at) + i, 0, 3);
-}
-
-// The columns of a layer in shares of whole cache lines, and the moments of each share.
+// The columns of a layer in shares of whole cache lines.
 struct MlpShares {
   static constexpr ptrdiff_t kLeastColumns = 32;  // fewer are not worth the meeting
   int64_t count;
@@ -60,6 +52,18 @@ struct MlpShares {
   }
   ptrdiff_t begin(int64_t i) const { return i == count ? width : width * i / count / kLeastColumns * kLeastColumns; }
   ptrdiff_t columns(int64_t i) const { return begin(i + 1) - begin(i); }
+
+  // Of a row whose mean in share i is moments[i * 2 * rows], and its sum of squares around that `rows` behind it.
+  template <class C>
+  void combine(const C* moments, ptrdiff_t rows, C& mean, C& square) const {
+    mean = square = 0;
+    for (int64_t i = 0; i < count; ++i) mean += moments[i * 2 * rows] * C(columns(i));
+    mean /= C(width);
+    for (int64_t i = 0; i < count; ++i) {
+      const C off = moments[i * 2 * rows] - mean;
+      square += moments[(i * 2 + 1) * rows] + C(columns(i)) * off * off;
+    }
+  }
 };
 
 // `rows` <= kFewRows rows of one group, lanes along k.
@@ -84,7 +88,7 @@ class MlpFewRows {
       x = arena.take<Unit>(rows_multiplied(s.rows) * units);
       z = arena.take<C>(s.rows * s.width);
       stream = arena.take<C>(s.rows * s.width);
-      moments = arena.take<C>(shares * kMoments);
+      moments = arena.take<C>(shares * 2 * kFewRows);
     }
   };
   // Each hand's own.
@@ -110,7 +114,6 @@ class MlpFewRows {
   // A share's columns of z = x W^T + b, and their moments.
   void part(int64_t l, int64_t share) {
     const ptrdiff_t begin = shares_.begin(share), end = shares_.begin(share + 1);
-    fetch(w.x, size_t(a.rows * w.units) * sizeof(Unit));
     // A few weights for all rows, while they are in cache.
     for (ptrdiff_t out = begin; out < end; out += kColumnsAtOnce) {
       const ptrdiff_t to = end - out < kColumnsAtOnce ? end : out + kColumnsAtOnce;
@@ -125,7 +128,7 @@ class MlpFewRows {
       }
     }
     const LayerVectors<C> vectors(a, group_, l, own_.vectors);
-    C* const moments = w.moments + share * kMoments;
+    C* const moments = w.moments + share * 2 * kFewRows;
     for (int64_t r = 0; r < a.rows; ++r) {
       C* const z = w.z + r * width_;
       V sum{}, square{};
@@ -151,13 +154,8 @@ class MlpFewRows {
   void finish(int64_t l, int64_t share, bool ends_block) {
     const LayerVectors<C> vectors(a, group_, l, own_.vectors);
     for (int64_t r = 0; r < a.rows; ++r) {
-      C mean = 0, square = 0;
-      for (int64_t i = 0; i < shares_.count; ++i) mean += w.moments[i * kMoments + r] * C(shares_.columns(i));
-      mean /= C(width_);
-      for (int64_t i = 0; i < shares_.count; ++i) {
-        const C* const of = w.moments + i * kMoments + r;
-        square += of[kFewRows] + C(shares_.columns(i)) * (of[0] - mean) * (of[0] - mean);
-      }
+      C mean, square;
+      shares_.combine(w.moments + r, kFewRows, mean, square);
       const C scale = C(1) / square_root<C, L>(splat<C, L>(square / C(width_) + C(a.eps)))[0];
       C *const z = w.z + r * width_, *const stream = w.stream + r * width_;
       over(shares_.begin(share), shares_.begin(share + 1), [&](ptrdiff_t j, ptrdiff_t n) {
@@ -181,7 +179,7 @@ class MlpFewRows {
   }
 
  private:
-  static constexpr int kMostAtOnce = 4, kColumnsAtOnce = 16, kMoments = 2 * kFewRows;
+  static constexpr int kMostAtOnce = 4, kColumnsAtOnce = 16;
   // The weights to ask for: the sweep is linear. Into L2, which takes more requests at once than L1 (1.5 x, measured).
   static constexpr ptrdiff_t kRowsAhead = 16;
   static constexpr ptrdiff_t rows_multiplied(ptrdiff_t rows) { return round_up(rows, rows > 2 ? kMostAtOnce : 1); }
@@ -275,22 +273,12 @@ class MlpOnePanel {
     tile_.begin(w.stream);
   }
   void part(int64_t l, int64_t share) {
-    fetch(w.rows.x, size_t(ceil_div(a.width, Tile::M::pack) * kRows) * sizeof(typename Tile::Unit));
     tile_.template part<NV>(l, shares_.begin(share), shares_.begin(share + 1), w.moments + share * 2 * kRows);
   }
   template <Activation A>
   void finish(int64_t l, int64_t share, bool ends_block) {
-    for (ptrdiff_t r = 0; r < kRows; ++r) {
-      C mean = 0, square = 0;
-      for (int64_t i = 0; i < shares_.count; ++i) mean += w.moments[i * 2 * kRows + r] * C(shares_.columns(i));
-      mean /= C(a.width);
-      for (int64_t i = 0; i < shares_.count; ++i) {
-        const C* const of = w.moments + i * 2 * kRows + r;
-        square += of[kRows] + C(shares_.columns(i)) * (of[0] - mean) * (of[0] - mean);
-      }
-      own_.moments[r] = mean;
-      own_.moments[kRows + r] = square;
-    }
+    for (ptrdiff_t r = 0; r < kRows; ++r)
+      shares_.combine(w.moments + r, kRows, own_.moments[r], own_.moments[kRows + r]);
     C* const stream = ends_block ? w.stream : nullptr;
     tile_.template finish<A, NV>(l, shares_.begin(share), shares_.begin(share + 1), own_.moments, stream, stream);
   }
@@ -362,7 +350,7 @@ class MlpRollout {
       for (int64_t group = hand % at_once; group < s.groups; group += at_once) {
         Arena arena(memory.data() + group * int64_t(of_group.used()));
         Work work(a, shares, group, typename Work::Shared(s, shares.count, arena), of_mine);
-        auto meet = [&] { Seat::meet(seats.data() + group * shares.count, mine, of_these, [] {}); };
+        auto meet = [&] { Seat::meet(seats.data() + group * shares.count, mine, of_these); };
         if (mine == 0) work.begin();
         meet();
         for (int64_t l = 0; l < s.depth; ++l) {
