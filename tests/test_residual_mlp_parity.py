@@ -169,12 +169,12 @@ def test_every_thread_count_is_within_the_budget(count: int, kernels: Target):
 
 
 # What nobody differentiates may share out its columns (csrc/cpu/residual_mlp_rollout.h): more shares than fit evenly,
-# and a last one that is ragged; few rows, strips of them, and rows enough for every thread.
+# and a last one that is ragged; few rows, strips of them, and rows enough for every thread; more groups than threads.
 @pytest.mark.parametrize("count", [2, 3, 8])
 @pytest.mark.parametrize("rows", [1, 2, 4, 5, 8, 9, 16, 17, 32, 33])
 def test_shared_columns(rows: int, count: int, kernels: Target):
     with threads(count):
         for number, dtype in enumerate(DTYPES):
-            for width, groups in ((64, None), (107, None), (160, 2)):
+            for width, groups in ((64, None), (107, None), (160, 3)):
                 case = edge(110 + number, rows=(rows,), width=width, groups=groups, dtype=dtype, needs=(), blocks=1)
                 check(case, kernels)

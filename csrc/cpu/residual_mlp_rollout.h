@@ -40,14 +40,14 @@ struct alignas(64) Seat {
   }
 };
 
-// The columns of a layer in shares of whole cache lines.
+// The columns of a layer in shares of whole cache lines, where `groups` have all threads to themselves.
 struct MlpShares {
   static constexpr ptrdiff_t kLeastColumns = 32;  // fewer are not worth the meeting
   int64_t count;
   ptrdiff_t width;
 
-  MlpShares(const nsk_residual_mlp& a) : count(1), width(a.width) {
-    const int64_t wanted = ceil_div(a.threads, a.groups), most = width / kLeastColumns;
+  MlpShares(const nsk_residual_mlp& a, int64_t groups) : count(1), width(a.width) {
+    const int64_t wanted = ceil_div(a.threads, groups), most = width / kLeastColumns;
     count = wanted < most ? wanted : most > 1 ? most : 1;
   }
   ptrdiff_t begin(int64_t i) const { return i == count ? width : width * i / count / kLeastColumns * kLeastColumns; }
@@ -309,7 +309,7 @@ class MlpRollout {
   static bool serves(const nsk_residual_mlp& a) {
     if (a.stream.data || a.normalised.data) return false;
     if (a.rows <= Few::kFewRows) return true;
-    return vectors(a) <= kMostVectors && a.groups * ceil_div(a.rows, kStrip) < a.threads && MlpShares(a).count > 1;
+    return vectors(a) <= kMostVectors && a.groups * ceil_div(a.rows, kStrip) < a.threads && MlpShares(a, a.groups).count > 1;
   }
 
   static nsk_status run(const nsk_residual_mlp& a) {
@@ -319,7 +319,7 @@ class MlpRollout {
         if (vectors(a) == 4) return share_out<act.value, OnePanel<4>>(a);
       if constexpr (kMostVectors >= 2)
         if (vectors(a) == 2) return share_out<act.value, OnePanel<2>>(a);
-      if constexpr (kMostVectors >= 1 && kStrip == kLanes<C>) return share_out<act.value, OnePanel<1>>(a);
+      if constexpr (kStrip == kLanes<C>) return share_out<act.value, OnePanel<1>>(a);
       return NSK_BAD_ARGUMENT;
     });
   }
@@ -330,37 +330,45 @@ class MlpRollout {
   template <Activation A, class Work>
   static nsk_status share_out(const nsk_residual_mlp& a) {
     const MlpShape s(a);
-    const MlpShares shares(a);
-    const int64_t most = a.threads < s.groups * shares.count ? a.threads : s.groups * shares.count;
+    // A group to a thread, as long as there are as many left as threads; the rest share all threads.
+    const int64_t threads = a.threads > 1 ? a.threads : 1, whole = s.groups / threads * threads, rest = s.groups - whole;
+    const MlpShares undivided(a, threads), divided(a, rest > 0 ? rest : threads);
+    const int64_t places = whole + rest * divided.count, most = threads < places ? threads : places;
     Arena of_group, of_hand;
-    typename Work::Shared(s, shares.count, of_group);
+    typename Work::Shared(s, divided.count, of_group);
     typename Work::Own(s, of_hand);
-    Buffer<Seat> seats(s.groups * shares.count);
+    Buffer<Seat> seats(s.groups * divided.count);
     Buffer<char> memory(s.groups * int64_t(of_group.used()) + most * int64_t(of_hand.used()));
     if (seats.failed() || memory.failed()) return NSK_OUT_OF_MEMORY;
-    fill_zero(seats.data(), s.groups * shares.count);
+    fill_zero(seats.data(), s.groups * divided.count);
     team(int(most), [&](int64_t hand, int64_t hands) {
       [[maybe_unused]] const Multiplier<typename MlpForwardTile<T, C, E>::M> multiplier;
       Arena own(memory.data() + s.groups * int64_t(of_group.used()) + hand * int64_t(of_hand.used()));
       const typename Work::Own of_mine(s, own);
-      // A group to a hand, one after the other; or where there are more hands, several to a group.
-      const int64_t at_once = hands < s.groups ? hands : s.groups;
-      const int64_t mine = hand / at_once, of_these = hands < s.groups ? 1 : (hands - 1 - hand % at_once) / at_once + 1;
-      const int64_t first = shares.count * mine / of_these, end = shares.count * (mine + 1) / of_these;
-      for (int64_t group = hand % at_once; group < s.groups; group += at_once) {
-        Arena arena(memory.data() + group * int64_t(of_group.used()));
-        Work work(a, shares, group, typename Work::Shared(s, shares.count, arena), of_mine);
-        auto meet = [&] { Seat::meet(seats.data() + group * shares.count, mine, of_these); };
-        if (mine == 0) work.begin();
-        meet();
-        for (int64_t l = 0; l < s.depth; ++l) {
-          for (int64_t i = first; i < end; ++i) work.part(l, i);
+      // Groups [begin, end): one to a hand after the other, or where there are more hands, several hands to a group.
+      auto take = [&](int64_t begin, int64_t end, const MlpShares& shares) {
+        const int64_t at_once = hands < end - begin ? hands : end - begin, mine = hand / at_once;
+        const int64_t there = at_once == hands ? 1 : (hands - 1 - hand % at_once) / at_once + 1;
+        const int64_t of_these = there < shares.count ? there : shares.count;
+        if (mine >= of_these) return;  // narrow layers leave nothing to do
+        const int64_t first = shares.count * mine / of_these, last = shares.count * (mine + 1) / of_these;
+        for (int64_t group = begin + hand % at_once; group < end; group += at_once) {
+          Arena arena(memory.data() + group * int64_t(of_group.used()));
+          Work work(a, shares, group, typename Work::Shared(s, shares.count, arena), of_mine);
+          auto meet = [&] { Seat::meet(seats.data() + group * divided.count, mine, of_these); };
+          if (mine == 0) work.begin();
           meet();
-          for (int64_t i = first; i < end; ++i) work.template finish<A>(l, i, (l + 1) % s.per_block == 0);
-          meet();
+          for (int64_t l = 0; l < s.depth; ++l) {
+            for (int64_t i = first; i < last; ++i) work.part(l, i);
+            meet();
+            for (int64_t i = first; i < last; ++i) work.template finish<A>(l, i, (l + 1) % s.per_block == 0);
+            meet();
+          }
+          if (mine == 0) work.end();
         }
-        if (mine == 0) work.end();
-      }
+      };
+      if (whole > 0) take(0, whole, undivided);
+      if (rest > 0) take(whole, s.groups, divided);
     });
     return NSK_OK;
   }
