@@ -10,55 +10,59 @@
 
 namespace nsk::NSK_ISA {
 
+// A unit of work is a block of dW: for a piece of the batch its rows' share of dz stays in the core's cache while the panels
+// of x pass, so that neither is read from afar more than a few times.
 template <class T, class C, class E>
 class MlpWeightGrad {
   static constexpr int L = kLanes<C>;
   using M = Math<C, E, L>;
-  static constexpr ptrdiff_t kRowsAtOnce = 256;  // of the batch: a panel of x stays in the core's cache, and sums grow by sums
-  static constexpr ptrdiff_t kOut = 64;          // rows of dW in one unit of work: small, so that threads end together
+  using Operands = MlpWeightOperands<M>;
+  static constexpr ptrdiff_t kRowsAtOnce = 256;  // of the batch: a panel of x stays in the nearest cache, and sums grow by sums
+  static constexpr ptrdiff_t kOut = 64, kIn = 64;  // of a block: small, so that threads end together
+  static_assert(kIn % (kWidePanel * L) == 0);
 
  public:
   MlpWeightGrad(const MlpShape& shape, int64_t, int) : s(shape) {}
 
-  size_t scratch_bytes() const { return size_t(kOut) * kWidePanel * L * sizeof(C); }
+  size_t scratch_bytes() const { return size_t(kOut * kIn) * sizeof(C); }
+  int64_t units() const { return ceil_div(s.width, kOut) * ceil_div(s.width, kIn); }
 
-  // Panels of columns of one dW, times pieces of its rows.
-  int64_t units() const {
-    int64_t panels = 0;
-    for_panels<L>(round_up(s.width, L), [&](auto, ptrdiff_t) { ++panels; });
-    return panels * ceil_div(s.width, kOut);
-  }
-
-  void run(MlpWeightOperands<M> from, T* grad, int64_t unit, C* scratch) const {
-    const int64_t pieces = ceil_div(s.width, kOut);
-    const ptrdiff_t out = unit % pieces * kOut, outs = s.width - out < kOut ? s.width - out : kOut;
-    int64_t panel = unit / pieces;
-    for_panels<L>(round_up(s.width, L), [&](auto columns, ptrdiff_t first) {
-      if (panel-- == 0) one<columns.value>(from, grad + out * s.width, out, outs, first, scratch);
+  void run(Operands from, T* grad, int64_t unit, C* scratch) const {
+    const int64_t across = ceil_div(s.width, kIn);
+    const ptrdiff_t out = unit / across * kOut, in = unit % across * kIn;
+    const ptrdiff_t outs = s.width - out < kOut ? s.width - out : kOut;
+    auto panels = [&](auto&& f) {
+      for_panels<L>(round_up(s.width, L), [&](auto columns, ptrdiff_t first) {
+        if (first < in || first >= in + kIn) return;
+        const bool in_place = std::is_same_v<T, C> && first + columns.value * L <= s.width;
+        f(columns, first, in_place, scratch + (first - in) * kOut);
+      });
+    };
+    for (ptrdiff_t row = 0; row < s.padded; row += kRowsAtOnce)
+      panels([&](auto columns, ptrdiff_t first, bool in_place, C* apart) {
+        C* const c = in_place ? reinterpret_cast<C*>(grad + out * s.width + first) : apart;
+        add<columns.value>(from, row, out, outs, first, c, in_place ? s.width : columns.value * L);
+      });
+    panels([&](auto columns, ptrdiff_t first, bool in_place, const C* apart) {
+      if (in_place) return;
+      constexpr int NR = columns.value * L;
+      const ptrdiff_t wanted = s.width - first < NR ? s.width - first : NR;
+      for (ptrdiff_t r = 0; r < outs; ++r) scale_row<C>(grad + (out + r) * s.width + first, apart + r * NR, C(1), wanted);
     });
   }
 
  private:
+  // Rows [out, out + outs) of a panel of columns: what the piece of the batch that begins at `row` gives.
   template <int NV>
-  void one(MlpWeightOperands<M> from, T* grad, ptrdiff_t out, ptrdiff_t outs, ptrdiff_t first, C* scratch) const {
-    constexpr int NR = NV * L;
-    constexpr bool kSame = std::is_same_v<T, C>;
-    const bool in_place = kSame && first + NR <= s.width;
-    C* const c = in_place ? reinterpret_cast<C*>(grad + first) : scratch;
-    const ptrdiff_t ldc = in_place ? s.width : NR, stride = MlpWeightOperands<M>::dz_stride(s);
-    const auto* x = from.x + first * s.padded / M::pack;
-    const auto* dz = from.dz + out * stride;
-    for (ptrdiff_t row = 0; row < s.padded; row += kRowsAtOnce) {
-      const ptrdiff_t rows = s.padded - row < kRowsAtOnce ? s.padded - row : kRowsAtOnce, k = rows / M::pack;
-      const auto* b = x + row / M::pack * NR;
-      if (row == 0)
-        product<M, NV, Along::K, Into::Fresh>(outs, dz, stride, b, k, c, ldc, nullptr, NextRows{});
-      else
-        product<M, NV, Along::K, Into::Add>(outs, dz + row / M::pack, stride, b, k, c, ldc, nullptr, NextRows{});
-    }
-    if (in_place) return;
-    const ptrdiff_t columns = s.width - first < NR ? s.width - first : NR;
-    for (ptrdiff_t r = 0; r < outs; ++r) scale_row<C>(grad + r * s.width + first, scratch + r * NR, C(1), columns);
+  void add(Operands from, ptrdiff_t row, ptrdiff_t out, ptrdiff_t outs, ptrdiff_t first, C* c, ptrdiff_t ldc) const {
+    const ptrdiff_t rows = s.padded - row < kRowsAtOnce ? s.padded - row : kRowsAtOnce, k = rows / M::pack;
+    const ptrdiff_t stride = Operands::dz_stride(s);
+    const auto* const x = from.x + (first * s.padded + row * NV * L) / M::pack;
+    const auto* const dz = from.dz + out * stride + row / M::pack;
+    if (row == 0)
+      product<M, NV, Along::K, Into::Fresh>(outs, dz, stride, x, k, c, ldc, nullptr, NextRows{});
+    else
+      product<M, NV, Along::K, Into::Add>(outs, dz, stride, x, k, c, ldc, nullptr, NextRows{});
   }
 
   const MlpShape& s;
