@@ -20,6 +20,7 @@ class Effort:
     slice_seconds: float = 0.02  # an arm's turn: as many calls as fill it, and at least one
     min_rounds: int = 7
     max_rounds: int = 41
+    slow_rounds: int = 2  # of an arm whose one call takes the whole of `seconds` and 10 times as long as another's
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +44,14 @@ def interleave(
 ) -> tuple[dict[str, list[float]], list[float]]:
     """Seconds per call of each arm in each round, and what ``probe`` returned in each round.
 
-    Arms must be warm. Their first, uncounted turn decides how many calls fill a turn and how many rounds fit.
-    ``settle`` returns when all that an arm has started is done; arms that do not return before need none.
+    Arms must be warm. Their first, uncounted turn decides how many calls fill a turn and how many rounds fit. A slow
+    one takes part in the first ``slow_rounds`` only. ``settle`` returns when all that an arm has started is done; arms
+    that do not return before need none.
     """
     once = {name: _seconds(arm, 1, settle) for name, arm in arms.items()}
     calls = {name: max(1, math.ceil(effort.slice_seconds / t)) for name, t in once.items()}
-    per_round = sum(calls[name] * t for name, t in once.items())
+    slow = {name for name, t in once.items() if t > max(effort.seconds, 10 * min(once.values()))}
+    per_round = sum(calls[name] * t for name, t in once.items() if name not in slow)
     rounds = max(effort.min_rounds, min(effort.max_rounds, int(effort.seconds / per_round)))
     samples: dict[str, list[float]] = {name: [] for name in arms}
     probes: list[float] = []
@@ -57,7 +60,7 @@ def interleave(
         for name in rotated(turns, i):
             if name is None:
                 probes.append(probe())
-            else:
+            elif name not in slow or i < effort.slow_rounds:
                 samples[name].append(_seconds(arms[name], calls[name], settle))
     return samples, probes
 
@@ -78,5 +81,6 @@ def summary(samples: list[float]) -> Summary:
 
 
 def paired_ratio(numerator: list[float], denominator: list[float]) -> float:
-    """The median over rounds of the ratio within a round: drift that both share cancels."""
-    return statistics.median(n / d for n, d in zip(numerator, denominator, strict=True))
+    """The median over rounds of the ratio within a round: drift that both share cancels. Rounds that only one
+    of them has do not count."""
+    return statistics.median(n / d for n, d in zip(numerator, denominator, strict=False))

@@ -101,6 +101,24 @@ def test_drift_cancels_in_a_paired_ratio():
     assert measure.paired_ratio([3 * t for t in slow_machine], slow_machine) == 3
 
 
+def test_a_slow_arm_has_few_turns(monkeypatch):
+    """Next to a peer that takes two hundred times as long the others are still measured in every round."""
+    clock = [0.0]
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
+
+    def arm(seconds):
+        def run():
+            clock[0] += seconds
+
+        return run
+
+    arms = {"fast": arm(0.1), "slow": arm(20.0), "slower": arm(0.9)}
+    samples, probes = measure.interleave(arms, measure.Effort(seconds=0.25), lambda: 1.0)
+    assert {name: len(seconds) for name, seconds in samples.items()} == {"fast": 7, "slow": 2, "slower": 7}
+    assert len(probes) == 7
+    assert measure.paired_ratio(samples["slow"], samples["fast"]) == pytest.approx(200)
+
+
 def test_names_are_unique_and_quick_is_a_selection():
     cases = workload.all_cases()
     assert len({case.name for case in cases}) == len(cases)
