@@ -18,22 +18,24 @@ class MlpWeightGrad {
   using M = Math<C, E, L>;
   using Operands = MlpWeightOperands<M>;
   static constexpr ptrdiff_t kRowsAtOnce = 256;  // of the batch: a panel of x stays in the nearest cache, and sums grow by sums
-  static constexpr ptrdiff_t kOut = 64, kIn = 64;  // of a block: small, so that threads end together
-  static_assert(kIn % (kWidePanel * L) == 0);
+  static constexpr ptrdiff_t kOut = 64, kMostIn = 64, kLeastIn = kWidePanel * L;  // of a block
+  static_assert(kMostIn % kLeastIn == 0);
 
  public:
-  MlpWeightGrad(const MlpShape& shape, int64_t, int) : s(shape) {}
+  // Of `layers` layers at once, by `threads` threads: in blocks so small that threads end together.
+  MlpWeightGrad(const MlpShape& shape, int64_t layers, int threads) : s(shape), in_(kMostIn) {
+    if (units() * layers * s.groups < 8 * threads) in_ = kLeastIn;
+  }
 
-  size_t scratch_bytes() const { return size_t(kOut * kIn) * sizeof(C); }
-  int64_t units() const { return ceil_div(s.width, kOut) * ceil_div(s.width, kIn); }
+  size_t scratch_bytes() const { return size_t(kOut * in_) * sizeof(C); }
+  int64_t units() const { return ceil_div(s.width, kOut) * across(); }
 
   void run(Operands from, T* grad, int64_t unit, C* scratch) const {
-    const int64_t across = ceil_div(s.width, kIn);
-    const ptrdiff_t out = unit / across * kOut, in = unit % across * kIn;
+    const ptrdiff_t out = unit / across() * kOut, in = unit % across() * in_;
     const ptrdiff_t outs = s.width - out < kOut ? s.width - out : kOut;
     auto panels = [&](auto&& f) {
       for_panels<L>(round_up(s.width, L), [&](auto columns, ptrdiff_t first) {
-        if (first < in || first >= in + kIn) return;
+        if (first < in || first >= in + in_) return;
         const bool in_place = std::is_same_v<T, C> && first + columns.value * L <= s.width;
         f(columns, first, in_place, scratch + (first - in) * kOut);
       });
@@ -52,6 +54,8 @@ class MlpWeightGrad {
   }
 
  private:
+  int64_t across() const { return ceil_div(s.width, in_); }
+
   // Rows [out, out + outs) of a panel of columns: what the piece of the batch that begins at `row` gives.
   template <int NV>
   void add(Operands from, ptrdiff_t row, ptrdiff_t out, ptrdiff_t outs, ptrdiff_t first, C* c, ptrdiff_t ldc) const {
@@ -66,6 +70,7 @@ class MlpWeightGrad {
   }
 
   const MlpShape& s;
+  ptrdiff_t in_;  // columns of a block
 };
 
 // Adds up the tiles' shares of one layer's vectors, [tile][3][width], into the gradients that are asked for.
