@@ -108,12 +108,13 @@ struct Ahead {
 struct NothingAhead {};
 
 // What stands `bytes` behind each column of the broadcast operand, where its columns are contiguous: the cache line that a
-// later register tile will read. And the columns to come, a few before they are read: they lie a matrix's width apart,
-// which where that is a power of two is in few sets of the nearest cache, so that none is still there from the tile before
-// (measured on Zen 3: 0.95 instead of 0.91 of the FMA roof).
+// later register tile will read. And the column that is `columns` further, about to be read: columns lie a matrix's width
+// apart, which where that is a power of two is in few sets of the nearest cache, so that none is still there from the tile
+// before (measured on Zen 3: 0.95 instead of 0.91 of the FMA roof). Where it is a single set there is no room for more.
 struct Beside {
-  ptrdiff_t bytes;
-  static constexpr ptrdiff_t kColumns = 8;
+  ptrdiff_t bytes, columns;
+
+  static Beside of_rows(ptrdiff_t row_bytes) { return {64, row_bytes % 4096 ? 4 : 0}; }
 };
 
 // The rows of the next register tile, where the rows of the broadcast operand run along k.
@@ -233,7 +234,7 @@ template <class M, int R, int NV, Along A, Into I, class P>
     if constexpr (std::is_same_v<P, Beside>) {
       static_assert(A == Along::Rows);
       __builtin_prefetch(reinterpret_cast<const char*>(a + i * stride) + ahead.bytes, 0, 2);
-      __builtin_prefetch(a + (i + Beside::kColumns) * stride + R - 1, 0, 3);
+      __builtin_prefetch(a + (i + ahead.columns) * stride + R - 1, 0, 3);
     } else if constexpr (std::is_same_v<P, NextRows>) {
       if (i % 2 == 0) {
         __builtin_prefetch(next + column, 0, 3);

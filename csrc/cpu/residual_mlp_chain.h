@@ -157,11 +157,11 @@ class MlpChainTile {
     constexpr int NR = NV * L;
     const ptrdiff_t units = ceil_div(width_, M::pack), stride = kWeightsAlong == Along::K ? units : width_;
     const Unit* const weights = M::kTiled ? w.weights : work.weights;
-    const auto ahead = [] {
+    const auto ahead = [&] {
       if constexpr (kWeightsAlong == Along::K)
         return NextRows{};
       else
-        return Beside{64};
+        return Beside::of_rows(width_ * ptrdiff_t(sizeof(Unit)));
     }();
     C* const c = dx + begin * NR;
     if (work.add)
