@@ -126,6 +126,29 @@ def test_whole_tiles(rows: int, width: int, kernels: Target):
             check(case, kernels)
 
 
+# Weights that leave a core's own cache are multiplied some rows at a time, by all panels in turn; those whose rows are
+# a multiple of 4096 bytes apart are copied for the backward of many rows.
+@pytest.mark.parametrize(
+    ("width", "rows", "layers", "dtype"),
+    [
+        (300, 150, (1, 4), torch.float32),
+        (1024, 513, (1, 2), torch.float32),
+        (512, 513, (3, 1), torch.float64),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("checkpoint", ["none", "block"])
+def test_large_weights(
+    width: int, rows: int, layers: tuple[int, int], dtype: torch.dtype, checkpoint: str, kernels: Target
+):
+    blocks, per_block = layers
+    case = edge(
+        36, width=width, rows=(rows,), blocks=blocks, layers_per_block=per_block, dtype=dtype, checkpoint=checkpoint
+    )
+    with threads(2):
+        check(case, kernels)
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 def test_float32_beside_half_types(dtype: torch.dtype, activation: str, kernels: Target):

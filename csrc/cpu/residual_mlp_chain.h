@@ -75,6 +75,7 @@ class MlpChainTile {
     C* dx;               // panels; null: nobody asks
     bool add;            // dx is added to what is there
     const Unit* weights;  // as kWeightsAlong says; null: they are split here
+    ptrdiff_t weights_stride;  // of rows
     Operands own, above;  // dz of this layer and x of the one above; null: nobody asks
     C* partial;          // [3][width]: this tile's share of db, dgamma, dbeta; null: nobody asks
   };
@@ -155,13 +156,13 @@ class MlpChainTile {
   template <int NV>
   void multiply(const Layer& work, ptrdiff_t begin, ptrdiff_t end, const Unit* dz, C* dx) {
     constexpr int NR = NV * L;
-    const ptrdiff_t units = ceil_div(width_, M::pack), stride = kWeightsAlong == Along::K ? units : width_;
+    const ptrdiff_t units = ceil_div(width_, M::pack), stride = kWeightsAlong == Along::K ? units : work.weights_stride;
     const Unit* const weights = M::kTiled ? w.weights : work.weights;
     const auto ahead = [&] {
       if constexpr (kWeightsAlong == Along::K)
         return NextRows{};
       else
-        return Beside::of_rows(width_ * ptrdiff_t(sizeof(Unit)));
+        return Beside::of_rows(stride * ptrdiff_t(sizeof(Unit)));
     }();
     C* const c = dx + begin * NR;
     if (work.add)

@@ -7,7 +7,7 @@
 // The weights are read in place and only once per panel, in one linear sweep that is asked for one register tile ahead:
 // measured, that beats a packed copy (0.98 of the FMA roof against 0.93), and there is nothing to keep up to date. Where
 // they have to be converted, that is done once for the tile: a layer at a time, or where that would not stay in cache,
-// some rows of it for all panels.
+// some rows of it for all panels. The same goes for weights in place.
 #pragma once
 
 #include "residual_mlp_problem.h"
@@ -121,7 +121,7 @@ class MlpForwardTile {
 
   ptrdiff_t rows_at_once(const T* weight) const {
     const bool pairs = M::pack == 2 && width_ % 2 == 0 && uintptr_t(weight) % 4 == 0;
-    return !M::kTiled && (std::is_same_v<T, C> || pairs) ? width_ : converted_rows(width_);
+    return !M::kTiled && (std::is_same_v<T, C> || pairs) ? rows_in_turn<M>(width_, rows_) : converted_rows(width_);
   }
 
   // Calls f(Weights) for the pieces that make up rows [begin, end) of layer l.
