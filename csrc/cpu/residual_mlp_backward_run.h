@@ -48,11 +48,10 @@ class MlpBackwardRun {
       : b(args), a(args.forward), s(args.forward), tiles(s, args.forward.threads, most_rows<M>(args.forward.width)),
         recompute_(!a.normalised.data), wants_weight_(b.grad_weight.data),
         wants_vectors_(b.grad_bias.data || b.grad_ln_weight.data || b.grad_ln_bias.data), in_place_(weights_in_place()),
-        layers_(layers_at_once()),
-        weight_grad_(s, layers_, a.threads),
+        layers_(layers_at_once()), weight_grad_(s, layers_, a.threads),
         gradients_(2 * s.groups * s.matrix()), operands_(wants_weight_ ? layers_ * s.groups * operand_units() : 0),
         shares_(wants_vectors_ ? layers_ * s.groups * tiles.per_group * 3 * s.width : 0),
-        weights_(in_place_ ? 0 : 2 * layers_ * s.groups * weight_units()),
+        weights_(in_place_ ? 0 : layers_ * s.groups * weight_units()),
         normalised_(recompute_ ? s.per_block * s.groups * s.matrix() : 0),
         rstd_(recompute_ ? s.per_block * s.groups * s.padded : 0) {}
 
@@ -96,10 +95,10 @@ class MlpBackwardRun {
   C* shares(int64_t group, int64_t l) const {
     return shares_.data() + (l % layers_ * s.groups + group) * tiles.per_group * 3 * s.width;
   }
-  // The weights as the chain reads them (kWeightsAlong there). Converted ones of twice as many layers as are at work are
-  // there: the next are converted while the parameters' gradients are computed.
+  // The weights as the chain reads them (kWeightsAlong there). Where they are converted, those of the next layers take the
+  // place of the last ones' once the chain is done with these, while the parameters' gradients are computed.
   Unit* converted(int64_t group, int64_t l) const {
-    return weights_.data() + (l % (2 * layers_) * s.groups + group) * weight_units();
+    return weights_.data() + (l % layers_ * s.groups + group) * weight_units();
   }
   const Unit* weights(int64_t group, int64_t l) const {
     if constexpr (M::kTiled)
