@@ -107,6 +107,10 @@ struct Ahead {
 };
 struct NothingAhead {};
 
+// Whether memory in such steps falls into a single set of the nearest cache, of 64 sets of 64 bytes: what is read so has
+// pushed out its own lines before they are read again.
+constexpr bool in_one_set(ptrdiff_t step_bytes) { return step_bytes % 4096 == 0; }
+
 // What stands `bytes` behind each column of the broadcast operand, where its columns are contiguous: the cache line that a
 // later register tile will read. And the column that is `columns` further, about to be read: columns lie a matrix's width
 // apart, which where that is a power of two is in few sets of the nearest cache, so that none is still there from the tile
@@ -114,7 +118,7 @@ struct NothingAhead {};
 struct Beside {
   ptrdiff_t bytes, columns;
 
-  static Beside of_rows(ptrdiff_t row_bytes) { return {64, row_bytes % 4096 ? 4 : 0}; }
+  static Beside of_rows(ptrdiff_t row_bytes) { return {64, in_one_set(row_bytes) ? 0 : 4}; }
 };
 
 // The rows of the next register tile, where the rows of the broadcast operand run along k.

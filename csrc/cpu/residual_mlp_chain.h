@@ -25,10 +25,7 @@ struct MlpWeightOperands {
   Unit *dz, *x;
 
   // In units.
-  static ptrdiff_t dz_stride(const MlpShape& s) {
-    constexpr ptrdiff_t kLine = 64 / sizeof(typename M::Unit);
-    return (ceil_div(s.padded / M::pack, kLine) | 1) * kLine;
-  }
+  static ptrdiff_t dz_stride(const MlpShape& s) { return odd_lines<Unit>(s.padded / M::pack); }
   static ptrdiff_t dz_units(const MlpShape& s) { return s.width * dz_stride(s); }
   static ptrdiff_t x_units(const MlpShape& s) { return round_up(s.width, M::L) * s.padded / M::pack; }
 };

@@ -7,7 +7,7 @@
 // The weights are read in place and only once per panel, in one linear sweep that is asked for one register tile ahead:
 // measured, that beats a packed copy (0.98 of the FMA roof against 0.93), and there is nothing to keep up to date. Where
 // they have to be converted, that is done once for the tile: a layer at a time, or where that would not stay in cache,
-// some rows of it for all panels. The same goes for weights in place.
+// some rows of it for all panels. Weights in place that would not stay there pass some rows at a time as well.
 #pragma once
 
 #include "residual_mlp_problem.h"

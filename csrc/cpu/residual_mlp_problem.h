@@ -27,6 +27,14 @@ NSK_INLINE T* strip_row(T* data, ptrdiff_t row, ptrdiff_t width) {
   return data + row / kStrip * width * kStrip + row % kStrip;
 }
 
+// The least distance, in units, that `units` fit into and that is an odd number of cache lines: what stands so far apart is
+// spread over all sets of a cache.
+template <class Unit>
+constexpr ptrdiff_t odd_lines(ptrdiff_t units) {
+  constexpr ptrdiff_t kLine = 64 / sizeof(Unit);
+  return (ceil_div(units, kLine) | 1) * kLine;
+}
+
 // The widest panel: 4 rows of accumulators x 4 vectors where registers are many, 6 x 2 where they are few.
 inline constexpr int kWidePanel = kVectorRegisters == 32 ? 4 : 2;
 
@@ -88,14 +96,14 @@ constexpr ptrdiff_t converted_rows(ptrdiff_t width) {
   return rows < 16 ? 16 : rows < width ? rows : width;
 }
 
-// Rows of weights in place that all panels of a tile multiply in turn, where a layer of them leaves the core's own cache and
-// each panel would fetch them from afar again (measured on Zen 3, four panels of width 1024: 3 % of the forward's time).
-// A multiple of every register tile's rows, so that the sums of z's columns come in the same order.
+// Rows of weights in place that all panels of a tile multiply in turn, where a layer of them leaves the core's own cache, as
+// converted ones would, and each panel would fetch them from afar again (measured on Zen 3, four panels of width 1024: 3 %
+// of the forward's time). A multiple of every register tile's rows, so that the sums of z's columns come in the same order.
 template <class M>
 constexpr ptrdiff_t rows_in_turn(ptrdiff_t width, ptrdiff_t tile_rows) {
   constexpr ptrdiff_t kLeastPanels = 4, kBytes = 128 << 10, kStep = 48;
   static_assert(kStep % kTileRows<1> == 0 && kStep % kTileRows<2> == 0 && kStep % kTileRows<kWidePanel> == 0);
-  if (M::kMatrix || width <= 256 || tile_rows < kLeastPanels * kWidePanel * M::L) return width;
+  if (M::kMatrix || converted_rows(width) == width || tile_rows < kLeastPanels * kWidePanel * M::L) return width;
   const ptrdiff_t rows = kBytes / (ceil_div(width, M::pack) * ptrdiff_t(sizeof(typename M::Unit))) / kStep * kStep;
   return rows < kStep ? kStep : rows < width ? rows : width;
 }
